@@ -37,3 +37,41 @@ class Positions:
     @property
     def length(self) -> int:
         return self.token.shape[-1]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Placement:
+    """Where queries and keys of one call stand, relative to each other.
+
+    Attributes:
+      query, key: their positions.
+      offset: static. Where set, query i stands at the array index i + offset of the keys, so r = j − i − offset and tables
+        may be sliced; None where r is known from the arrays alone.
+    """
+
+    query: Positions
+    key: Positions
+    offset: int | None = field(default=None, metadata={"static": True})
+
+    @classmethod
+    def of(cls, positions: Positions | tuple[Positions, Positions] | None, queries: int, keys: int) -> Placement:
+        """None: keys 0 … S − 1 with the queries last. One struct: both sides. A pair: the query's, the key's.
+
+        A pair is sliced only where both are the same struct: two contiguous ranges may start anywhere (a cache, an
+        encoder's memory), and their distance is not static.
+        """
+        if positions is None:
+            offset = keys - queries
+            return cls(Positions.arange(queries, offset), Positions.arange(keys), offset)
+        query, key = (positions, positions) if isinstance(positions, Positions) else positions
+        for side, given, length in (("queries", query, queries), ("keys", key, keys)):
+            if given.token.ndim != 2 or given.length != length:
+                raise ValueError(
+                    f"positions of the {side} are {given.token.shape}, expected [B or 1, {length}]"
+                    + ("; give a pair (the query's, the key's)" if query is key and queries != keys else "")
+                )
+            if not jnp.issubdtype(given.token.dtype, jnp.integer):
+                raise ValueError(f"positions of the {side} are {given.token.dtype}, expected integers")
+        aligned = query.token is key.token and query.contiguous and key.contiguous
+        return cls(query, key, 0 if aligned else None)
