@@ -1,0 +1,85 @@
+"""What every command does with its arguments and with a user's mistake: say what was wrong, exit with code 2, no traceback."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from zoo.errors import UserError, near
+
+MISTAKE = 2  # exit code for something the user can mend
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises `UserError` where argparse would exit, and takes no abbreviated flag."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}\n{self.format_usage().rstrip()}")
+
+    def flags(self) -> list[str]:
+        """The flags this parser takes, such as `--workdir`."""
+        return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The arguments as a namespace.
+
+        Raises:
+          UserError: an unknown flag, a missing or wrong value; names the flags nearby.
+        """
+        namespace, unknown = self.parse_known_args(list(argv))
+        for argument in unknown:
+            flag = argument.partition("=")[0]
+            if flag.startswith("-"):
+                raise UserError(f"unknown flag {flag}; {near(flag, self.flags())}")
+            raise UserError(f"unexpected argument {argument!r}\n{self.format_usage().rstrip()}")
+        return namespace
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """(the other arguments, [(dotted path, text), …]) of `--config.path=text` and `--config.path text`.
+
+    Raises:
+      UserError: an override without a value.
+    """
+    others: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    remaining = list(argv)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("--config."):
+            others.append(argument)
+            continue
+        path, equals, text = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise UserError(f"--config.{path} needs a value: --config.{path}=VALUE")
+            text = remaining.pop(0)
+        if not all(path.split(".")):
+            raise UserError(f"{argument!r} names no key; write --config.KEY=VALUE")
+        overrides.append((path, text))
+    return others, overrides
+
+
+def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Calls `main(arguments)` and returns the exit code; a `UserError` becomes `error: …` on stderr and code 2.
+
+    Any other exception is a fault of the program and keeps its traceback.
+    """
+    try:
+        return main(list(sys.argv[1:] if argv is None else argv)) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

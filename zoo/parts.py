@@ -1,0 +1,77 @@
+"""Where each kind of part is registered, and how a part presents itself to a reader: its summary and its fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from zoo.registry import Registry
+
+# Config key → (module, attribute) of the registry that its value is chosen from. Modules are imported only when asked
+# for: `python -m zoo list --help` and a mistyped flag should not wait for JAX.
+REGISTRIES: dict[str, tuple[str, str]] = {
+    "encoding": ("zoo.encodings", "registry"),
+    "mixer": ("zoo.mixers", "registry"),
+    "feed_forward": ("zoo.layers.feed_forward", "registry"),
+    "norm": ("zoo.layers.norms", "registry"),
+    "task": ("zoo.tasks", "registry"),
+    "data": ("zoo.data", "registry"),
+    "optimizer": ("zoo.training.optimizer", "registry"),
+    "schedule": ("zoo.training.schedules", "registry"),
+}
+
+FindRegistry = Callable[[str], Registry | None]
+
+
+def part_registry(key: str) -> Registry | None:
+    """The registry that the config key `key` is chosen from, or None where `key` does not hold a part."""
+    if key not in REGISTRIES:
+        return None
+    module, attribute = REGISTRIES[key]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Field name → type, of the fields of a part that a config may set, in order."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+
+
+def field_defaults(cls: type) -> dict[str, Any]:
+    """Field name → default, of the fields that have one."""
+    defaults = {}
+    for field in dataclasses.fields(cls):
+        if field.init and field.default is not dataclasses.MISSING:
+            defaults[field.name] = field.default
+        elif field.init and field.default_factory is not dataclasses.MISSING:
+            defaults[field.name] = field.default_factory()
+    return defaults
+
+
+def describe_fields(cls: type) -> str:
+    """`theta: float = 10000.0, fraction: float = 1.0`, or `no arguments`."""
+    defaults = field_defaults(cls)
+    spelled = [
+        f"{name}: {spell_type(hint)}" + (f" = {defaults[name]!r}" if name in defaults else "")
+        for name, hint in field_types(cls).items()
+    ]
+    return ", ".join(spelled) or "no arguments"
+
+
+def spell_type(hint: Any) -> str:
+    """A type as a reader writes it: `float`, `int | None`, `'cls' | 'mean'`."""
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(repr(value) for value in typing.get_args(hint))
+    if typing.get_origin(hint) is None and isinstance(hint, type):
+        return hint.__name__
+    return str(hint).replace("typing.", "").replace("collections.abc.", "")
+
+
+def summary(cls: type) -> str:
+    """The first sentence or paragraph of a part's docstring, on one line."""
+    paragraph = (inspect.getdoc(cls) or "").split("\n\n")[0]
+    return " ".join(paragraph.split())
