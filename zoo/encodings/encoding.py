@@ -1,0 +1,158 @@
+"""What a position encoding is: a frozen value that makes up to three thin modules."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from kernels.attention import AttentionMask, Positions, Term
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The sizes a part may need: D, N, K, H, L and the longest sequence."""
+
+    model_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_layers: int
+    max_length: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `zoo.compatible` must know about an encoding, without building it.
+
+    Attributes:
+      kinds: what it brings, of: "embedding" (added at the input), "transform" (of q and k before the product),
+        "values" (values transformed there and back), the term kinds "toeplitz", "multiply", "relative", "row_column",
+        "piecewise_linear", "pairwise", "dense", "core" (its own attention) and "side" (state from layer to layer).
+      causal, bidirectional: the directions it is defined for.
+      ordered_keys: keys must be visited in a fixed order.
+      decodes: it can be evaluated step by step with a cache.
+      sentences: it needs sentence indices in the positions.
+    """
+
+    kinds: frozenset[str]
+    causal: bool = True
+    bidirectional: bool = True
+    ordered_keys: bool = False
+    decodes: bool = True
+    sentences: bool = False
+
+
+class Project(NamedTuple):
+    """This layer's own projections, `[..., D] → [..., N or K, H]`."""
+
+    query: Callable[[jax.Array], jax.Array]
+    key: Callable[[jax.Array], jax.Array]
+    value: Callable[[jax.Array], jax.Array]
+
+
+class Site(NamedTuple):
+    """Where in the model a layer's encoding is called.
+
+    Attributes:
+      x: `[B, T, D]`, the mixer's input.
+      side: what layers hand to the next layer beside x, by part name.
+      project: this layer's projections.
+      positions, key_positions: of the queries and of the keys made in this call.
+      mask: the structural mask.
+      cache: what this encoding's `init_cache` made, or None outside decoding.
+    """
+
+    x: jax.Array
+    side: dict[str, Any]
+    project: Project
+    positions: Positions
+    key_positions: Positions
+    mask: AttentionMask
+    cache: Any = None
+
+
+class Encoded(NamedTuple):
+    """What attention needs: q `[B,T,N,H]`, k and v `[B,S,K,H]`, the terms, and what replaces the defaults.
+
+    Attributes:
+      scale: of the product, None = 1/√H.
+      cache: the encoding's cache after this call.
+      core: a replacement of `kernels.attention.attention` with the same signature, arrays of this layer bound.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    terms: tuple[Term, ...] = ()
+    scale: float | None = None
+    cache: Any = None
+    core: Callable[..., jax.Array] | None = None
+
+
+class EncodingLayer(nn.Module):
+    """A layer's part of an encoding, made inside the mixer: `(shared, q, k, v, site) → Encoded`."""
+
+    def back(self, out: jax.Array, side: dict[str, Any], site: Site) -> tuple[jax.Array, dict[str, Any]]:
+        """The way back for values: `[B,T,N,H]` after attention, before the output projection."""
+        return out, side
+
+
+class AddTerms(EncodingLayer):
+    """Hands the terms made by `shared` to attention, q, k and v untouched."""
+
+    scale: float | None = None
+
+    @nn.compact
+    def __call__(self, shared: tuple[Term, ...], q: jax.Array, k: jax.Array, v: jax.Array, site: Site) -> Encoded:
+        return Encoded(q, k, v, terms=shared, scale=self.scale)
+
+
+@dataclass(frozen=True)
+class Encoding(abc.ABC):
+    """A position encoding: static facts and up to three modules, each None where it has no business.
+
+    Subclasses are frozen dataclasses of plain scalars, registered under the encoding's name.
+    """
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    def facts(self) -> Facts:
+        """What `zoo.compatible` must know."""
+
+    def embedding(self, dims: Dims) -> nn.Module | None:
+        """`(x [B,T,E], positions, mask, cache) → (x, cache)`, once, at the input; `dims.model_dim` is E there."""
+        return None
+
+    def shared(self, dims: Dims) -> nn.Module | None:
+        """`(positions, span) → pytree`, once per forward pass, outside the layer scan.
+
+        Holds parameters shared over layers and makes all tables. `span` is static: |r| ≤ span for every pair of
+        positions that can meet.
+        """
+        return None
+
+    def layer(self, dims: Dims) -> EncodingLayer | None:
+        """`(shared, q, k, v, site) → Encoded`, inside each mixer, with this layer's own parameters."""
+        return None
+
+    def init_side(self, dims: Dims) -> nn.Module | None:
+        """`(x, positions) → pytree`: the first carry under this part's name in `side`."""
+        return None
+
+    def after_feed_forward(self, dims: Dims) -> nn.Module | None:
+        """`(side, y, positions) → side`, at the end of every block."""
+        return None
+
+    def init_cache(self, dims: Dims, batch: int, max_length: int, dtype: Any) -> Any:
+        """What one layer of this encoding carries while decoding, None for nothing."""
+        return None
+
+    def init_embedding_cache(self, dims: Dims, batch: int, max_length: int, dtype: Any) -> Any:
+        """What `embedding` carries while decoding, None for nothing."""
+        return None

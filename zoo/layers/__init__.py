@@ -1,0 +1,1 @@
+"""Embeddings, norms, feed-forwards, and the block that joins them to a mixer."""

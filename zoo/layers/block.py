@@ -1,0 +1,93 @@
+"""The block: a mixer and a feed-forward, joined to the residual stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from kernels.attention import AttentionMask
+from zoo.compatibility import require_compatible
+from zoo.encodings import Dims, Encoding
+from zoo.layers.arrangements import Arrangement, PostNorm
+from zoo.layers.feed_forward import FeedForward, Gelu
+from zoo.layers.norms import LayerNorm, Norm
+from zoo.mixers import Mixer, Style
+from zoo.mixers.softmax import Softmax
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One block as a value: its parts and how they are arranged."""
+
+    mixer: Mixer = Softmax()
+    encodings: tuple[Encoding, ...] = ()
+    feed_forward: FeedForward = Gelu()
+    norm: Norm = LayerNorm()
+    arrangement: Arrangement = PostNorm()
+
+    def check(self, dims: Dims, mask: AttentionMask) -> None:
+        """Refuses a combination that cannot be honoured.
+
+        Raises:
+          UserError: which parts do not go together, and why.
+        """
+        grouped = dims.num_kv_heads != dims.num_heads
+        require_compatible(self.encodings, self.mixer, mask=mask, grouped_heads=grouped)
+
+
+class Block(nn.Module):
+    """`(x, side, cache, …) → (x, side, cache)`; `shared` holds what this block's encodings made once per pass."""
+
+    spec: BlockSpec
+    dims: Dims
+    style: Style
+
+    def setup(self):
+        spec = self.spec
+        self.mixer = spec.mixer.module(self.dims, spec.encodings, self.style)
+        self.after = [e.after_feed_forward(self.dims) for e in spec.encodings]
+        if not spec.mixer.replaces_block:
+            self.feed_forward = spec.feed_forward.module(self.dims, self.style)
+            self.norm_mixer = spec.norm.module(self.style.dtype)
+            if spec.arrangement.num_norms == 2:
+                self.norm_feed_forward = spec.norm.module(self.style.dtype)
+            self.dropout = nn.Dropout(self.style.dropout)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        side: dict[str, Any],
+        cache: Any,
+        shared: Any,
+        mask: AttentionMask,
+        positions: Any,
+        train: bool,
+    ) -> tuple[jax.Array, dict[str, Any], Any]:
+        carried = {}
+
+        def mix(h: jax.Array) -> jax.Array:
+            y, carried["side"], carried["cache"] = self.mixer(
+                h, side, mask=mask, shared=shared, positions=positions, cache=cache, train=train
+            )
+            return y
+
+        if self.spec.mixer.replaces_block:
+            x = mix(x)
+        else:
+            norms = (self.norm_mixer,)
+            if self.spec.arrangement.num_norms == 2:
+                norms += (self.norm_feed_forward,)
+            x = self.spec.arrangement(
+                x,
+                lambda h: self.dropout(mix(h), deterministic=not train),
+                lambda h: self.dropout(self.feed_forward(h, train), deterministic=not train),
+                norms,
+            )
+        side = carried["side"]
+        for encoding, after in zip(self.spec.encodings, self.after, strict=True):
+            if after is not None:
+                side = {**side, encoding.name: after(side[encoding.name], x, positions)}
+        return x, side, carried["cache"]

@@ -1,0 +1,104 @@
+"""What a sequence mixer is: a frozen value that makes the module which lets tokens see each other."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kernels.attention import Positions
+from zoo.encodings import Dims, Encoding
+
+
+@dataclass(frozen=True)
+class Style:
+    """How all layers of a model compute and start.
+
+    Attributes:
+      dtype: of activations and matrix products; parameters are float32.
+      use_bias: of the projections and feed-forwards.
+      dropout, attention_dropout: rates, of hidden states and of attention probabilities.
+      stddev: of the truncated normal that kernels start from.
+    """
+
+    dtype: Any = jnp.float32
+    use_bias: bool = True
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    stddev: float = 0.02
+
+    def dense(self, features: int, name: str | None = None) -> nn.Dense:
+        """A projection to `features` in this style."""
+        return nn.Dense(
+            features,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.truncated_normal(self.stddev),
+            name=name,
+        )
+
+
+@dataclass(frozen=True)
+class MixerFacts:
+    """What `zoo.compatible` must know about a mixer, without building it.
+
+    Attributes:
+      accepts: the kinds of `zoo.encodings.Facts` it can honour.
+      refuses: kind → why it cannot, for the kinds that deserve a reason of their own.
+      causal, bidirectional: the directions it can run in.
+      grouped_heads: it takes fewer key/value heads than query heads.
+      ordered_keys: it visits keys in order.
+      decodes: it can run step by step with a cache.
+      mask_parts: the parts of `AttentionMask` it honours.
+    """
+
+    accepts: frozenset[str]
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    causal: bool = True
+    bidirectional: bool = True
+    grouped_heads: bool = False
+    ordered_keys: bool = False
+    decodes: bool = False
+    mask_parts: frozenset[str] = frozenset()
+
+
+class Context(NamedTuple):
+    """What keys and values come from when it is not x: `[B, S, D]` with its own positions."""
+
+    x: jax.Array
+    positions: Positions
+
+
+@dataclass(frozen=True)
+class Mixer(abc.ABC):
+    """A sequence mixer.
+
+    Its module is called `(x [B,T,D], side, *, mask, shared, positions, context=None, cache=None, train=False)
+    → (y [B,T,D], side, cache)`. `shared` holds, per encoding, what the encoding's `shared` made. `positions` is one
+    `Positions`, or with a cache the pair (of the queries, of all keys).
+    """
+
+    name: ClassVar[str]
+    replaces_block: ClassVar[bool] = False
+    """True: takes the raw residual stream and returns it, with its own norms and no separate feed-forward."""
+
+    @abc.abstractmethod
+    def facts(self) -> MixerFacts:
+        """What `zoo.compatible` must know."""
+
+    @abc.abstractmethod
+    def module(self, dims: Dims, encodings: tuple[Encoding, ...], style: Style) -> nn.Module:
+        """The module of one layer."""
+
+    def init_cache(self, dims: Dims, encodings: tuple[Encoding, ...], batch: int, max_length: int, dtype: Any) -> Any:
+        """What one layer carries while decoding.
+
+        Raises:
+          ValueError: the mixer cannot decode.
+        """
+        raise ValueError(f"mixer {self.name!r} cannot decode step by step")

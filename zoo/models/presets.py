@@ -1,0 +1,60 @@
+"""Published models as plain data: what a config starts from."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from zoo.errors import UserError, near
+
+
+def _bert(layers: int, width: int, *, vocab_size: int, encoding: str, max_length: int = 512) -> dict[str, Any]:
+    return {
+        "model": {
+            "vocab_size": vocab_size,
+            "model_dim": width,
+            "num_heads": width // 64,
+            "num_layers": layers,
+            "max_length": max_length,
+            "token_types": 2,
+            "dropout": 0.1,
+            "attention_dropout": 0.1,
+            "arrangement": "post_norm",
+        },
+        "encoding": {"name": encoding},
+        "mixer": {"name": "softmax"},
+        "feed_forward": {"name": "gelu", "width": 4 * width},
+        "norm": {"name": "layernorm", "epsilon": 1e-12},
+    }
+
+
+_PRESETS = {
+    # Devlin et al. 2018 (arXiv:1810.04805), section 3; English, uncased.
+    "bert-base": _bert(12, 768, vocab_size=30522, encoding="learned"),
+    "bert-large": _bert(24, 1024, vocab_size=30522, encoding="learned"),
+    # The same architecture over the Chinese vocabulary.
+    "bert-base-zh": _bert(12, 768, vocab_size=21128, encoding="learned"),
+    # Turc et al. 2019 (arXiv:1908.08962), table 1.
+    "bert-tiny": _bert(2, 128, vocab_size=30522, encoding="learned"),
+    "bert-mini": _bert(4, 256, vocab_size=30522, encoding="learned"),
+    "bert-small": _bert(4, 512, vocab_size=30522, encoding="learned"),
+    "bert-medium": _bert(8, 512, vocab_size=30522, encoding="learned"),
+    # Wei et al. 2019 (arXiv:1909.00204), section 3; Chinese.
+    "nezha-base": _bert(12, 768, vocab_size=21128, encoding="nezha"),
+    "nezha-large": _bert(24, 1024, vocab_size=21128, encoding="nezha"),
+}
+
+
+def names() -> tuple[str, ...]:
+    return tuple(_PRESETS)
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The config entries of a published model: model, encoding, mixer, feed_forward and norm.
+
+    Raises:
+      UserError: no such preset.
+    """
+    if name not in _PRESETS:
+        raise UserError(f"unknown preset {name!r}; {near(name, _PRESETS)}")
+    return copy.deepcopy(_PRESETS[name])

@@ -1,0 +1,36 @@
+"""What the backward pass recomputes instead of storing, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from zoo.errors import UserError, near
+
+_POLICIES: dict[str, Callable | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def names() -> tuple[str, ...]:
+    return tuple(_POLICIES)
+
+
+def remat(block: type[nn.Module], policy: str, static_argnums: tuple[int, ...]) -> type[nn.Module]:
+    """`block` under the policy: "none" stores everything, "full" nothing, "dots" matrix products, "dots_no_batch" those
+    without batch dimensions (the projections, not attention's scores).
+
+    Raises:
+      UserError: no such policy.
+    """
+    if policy not in _POLICIES:
+        raise UserError(f"unknown remat policy {policy!r}; {near(policy, _POLICIES)}")
+    if policy == "none":
+        return block
+    # Under scan nothing can be merged across iterations, so the barriers that prevent it would only cost time.
+    return nn.remat(block, policy=_POLICIES[policy], prevent_cse=False, static_argnums=static_argnums)

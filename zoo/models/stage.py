@@ -1,0 +1,93 @@
+"""A stage: a pattern of blocks repeated under scan, so that compile time does not grow with depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kernels.attention import AttentionMask
+from zoo.encodings import Dims, Encoding
+from zoo.layers.block import Block, BlockSpec
+from zoo.mixers import Style
+from zoo.models.remat import remat
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`repeats` times the pattern of blocks, one after another; `share` uses the same parameters every time (ALBERT)."""
+
+    pattern: tuple[BlockSpec, ...]
+    repeats: int = 1
+    share: bool = False
+
+
+def distinct_encodings(stages: tuple[Stage, ...]) -> tuple[Encoding, ...]:
+    """Every encoding once, in order of first use: equal encodings in several blocks share their tables."""
+    found: dict[Encoding, None] = {}
+    for stage in stages:
+        for spec in stage.pattern:
+            found.update(dict.fromkeys(spec.encodings))
+    return tuple(found)
+
+
+class Pattern(nn.Module):
+    """One turn of the pattern: the body of the scan, with carry (x, side)."""
+
+    pattern: tuple[BlockSpec, ...]
+    encodings: tuple[Encoding, ...]
+    dims: Dims
+    style: Style
+    remat_policy: str
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: Any,
+        caches: Any,
+        shared: Any,
+        mask: AttentionMask,
+        positions: Any,
+        train: bool,
+        hidden_states: bool,
+    ) -> tuple[Any, tuple[Any, jax.Array | None]]:
+        x, side = carry
+        block = remat(Block, self.remat_policy, static_argnums=(7,))
+        new_caches, outputs = [], []
+        for index, spec in enumerate(self.pattern):
+            cache = None if caches is None else caches[index]
+            own_shared = tuple(shared[self.encodings.index(e)] for e in spec.encodings)
+            x, side, cache = block(spec, self.dims, self.style, name=f"block_{index}")(
+                x, side, cache, own_shared, mask, positions, train
+            )
+            new_caches.append(cache)
+            outputs.append(x)
+        return (x, side), (
+            None if caches is None else tuple(new_caches),
+            jnp.stack(outputs) if hidden_states else None,
+        )
+
+
+def scanned(stage: Stage, encodings: tuple[Encoding, ...], dims: Dims, style: Style, remat_policy: str) -> nn.Module:
+    """The module of a stage, all its parameters with a leading layer axis (of length 1 where they are shared)."""
+    inputs = (0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast)
+    rngs = {"params": True, "dropout": True}
+    layers = nn.scan(
+        Pattern,
+        variable_axes={"params": 0},
+        split_rngs=rngs,
+        in_axes=inputs,
+        length=1 if stage.share else stage.repeats,
+    )
+    if stage.share:
+        layers = nn.scan(
+            layers,
+            variable_broadcast="params",
+            split_rngs={"params": False, "dropout": True},
+            in_axes=inputs,
+            length=stage.repeats,
+        )
+    return layers(stage.pattern, encodings, dims, style, remat_policy)

@@ -1,0 +1,280 @@
+"""The one Transformer: embeddings, stages of blocks under scan, an optional final norm and pooler."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kernels.attention import AttentionMask, Positions
+from zoo.encodings import Dims, Encoding
+from zoo.errors import UserError
+from zoo.layers.block import BlockSpec
+from zoo.layers.embeddings import Embeddings
+from zoo.layers.norms import LayerNorm, Norm
+from zoo.mixers import Style
+from zoo.models.cache import DecodingCache
+from zoo.models.stage import Stage, distinct_encodings, scanned
+
+
+class EncoderOutput(NamedTuple):
+    """What the Transformer returns.
+
+    Attributes:
+      hidden: `[B, T, D]`, the last layer's output.
+      pooled: `[B, D]`, tanh(W hidden[:, 0] + b), or None without a pooler.
+      hidden_states: `[L + 1, B, T, D]` of the embeddings and every layer, where asked for.
+      cache: the decoding cache after this call.
+    """
+
+    hidden: jax.Array
+    pooled: jax.Array | None = None
+    hidden_states: jax.Array | None = None
+    cache: DecodingCache | None = None
+
+
+class Transformer(nn.Module):
+    """An encoder or, with `causal`, a decoder; every variant is a choice of values here.
+
+    Attributes:
+      vocab_size: V.
+      dims: D, N, K, H, the number of layers and the longest sequence.
+      stages: the depth.
+      style: dtype, biases, dropout, initial scale.
+      embedding_dim: E, None = D.
+      token_types: rows of the token-type table, 0 for none.
+      embedding_norm: whether the embeddings are normalised.
+      norm: of the embeddings and the end of the stream.
+      has_pooler: whether to pool the first token.
+      causal: whether a token sees only those before it.
+      remat_policy: what the backward pass recomputes, by name (`zoo.models.remat`).
+    """
+
+    vocab_size: int
+    dims: Dims
+    stages: tuple[Stage, ...]
+    style: Style = Style()
+    embedding_dim: int | None = None
+    token_types: int = 2
+    embedding_norm: bool = True
+    norm: Norm = LayerNorm()
+    has_pooler: bool = True
+    causal: bool = False
+    remat_policy: str = "none"
+
+    def __post_init__(self):
+        if self.embedding_dim is None:
+            self.embedding_dim = self.dims.model_dim
+        super().__post_init__()
+
+    def setup(self):
+        self.check()
+        self.embeddings = Embeddings(
+            self.vocab_size,
+            self.embedding_dim,
+            self.dims.model_dim,
+            self.token_types,
+            self.norm if self.embedding_norm else None,
+            self.style,
+        )
+        encodings = distinct_encodings(self.stages)
+        self.encodings = Encodings(encodings, self.dims, self.embedding_dim)
+        self.stage = [scanned(stage, encodings, self.dims, self.style, self.remat_policy) for stage in self.stages]
+        last = self.block_specs()[-1]
+        self.ends_normalised = last.mixer.replaces_block or not last.arrangement.final_norm
+        if not self.ends_normalised:
+            self.final_norm = self.norm.module(self.style.dtype)
+        if self.has_pooler:
+            self.pooler = self.style.dense(self.dims.model_dim)
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        *,
+        token_type_ids: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        positions: jax.Array | Positions | None = None,
+        cache: DecodingCache | None = None,
+        train: bool = False,
+        hidden_states: bool = False,
+    ) -> EncoderOutput:
+        """Encodes `input_ids` `[B, T]`.
+
+        Args:
+          input_ids: int32 `[B, T]`.
+          token_type_ids: `[B, T]`, None = all zero.
+          segment_ids: `[B, T]`, which packed document a token is of; 0 is padding. None = one document, all real.
+          positions: `[B, T]` or `Positions`, None = 0 … T − 1 (with a cache: from where it stands). A bare array is
+            taken to be any integers below max_length; where they grow by one inside every segment, say so by
+            `Positions(token, contiguous=True)`, which lets attention slice its tables.
+          cache: from `init_cache`, for decoding step by step. A step beyond its capacity returns NaN.
+          train: dropout is on (needs the rng "dropout").
+          hidden_states: return every layer's output.
+        """
+        queries = self._positions(input_ids, positions, cache)
+        if cache is None:
+            mask = AttentionMask(causal=self.causal, query_segments=segment_ids, key_segments=segment_ids)
+            keys, embedding_cache = queries, (None,) * len(self.encodings.parts)
+        else:
+            segments = jnp.ones_like(input_ids) if segment_ids is None else segment_ids
+            cache = cache.append(queries, segments)
+            mask = AttentionMask(causal=True, query_segments=segments, key_segments=cache.segments)
+            keys, embedding_cache = cache.positions(), cache.embedding
+
+        def add_positions(h: jax.Array) -> jax.Array:
+            nonlocal embedding_cache
+            h, embedding_cache = self.encodings.embed(h, queries, mask, embedding_cache)
+            return h
+
+        x = self.embeddings(input_ids, token_type_ids, add_positions, train)
+        carry = (x, self.encodings.init_side(x, queries))
+        shared = self.encodings.share(queries, self._span(queries, cache))
+        states, caches = [x[None]], []
+        for index, stage in enumerate(self.stage):
+            carry, (layers, outputs) = stage(
+                carry,
+                None if cache is None else cache.layers[index],
+                shared,
+                mask,
+                queries if cache is None else (queries, keys),
+                train,
+                hidden_states,
+            )
+            caches.append(layers)
+            if hidden_states:
+                states.append(outputs.reshape(-1, *x.shape))
+        x = carry[0] if self.ends_normalised else self.final_norm(carry[0])
+        if cache is not None:
+            # The slots are written by a clamped slice: past the end nothing returned may look right.
+            x = jnp.where(cache.length > cache.capacity, jnp.nan, x)
+            cache = cache._replace(layers=tuple(caches), embedding=embedding_cache)
+        return EncoderOutput(
+            hidden=x,
+            pooled=jnp.tanh(self.pooler(x[:, 0])) if self.has_pooler else None,
+            hidden_states=jnp.concatenate(states) if hidden_states else None,
+            cache=cache,
+        )
+
+    def check(self) -> None:
+        """Refuses, before anything is made, a combination of parts that cannot be honoured.
+
+        Raises:
+          UserError: which parts do not go together, and why.
+        """
+        for spec in self.block_specs():
+            spec.check(self.dims, AttentionMask(causal=self.causal))
+
+    def init_cache(self, batch: int, max_length: int) -> DecodingCache:
+        """An empty cache of `max_length` slots for `batch` rows; needs no parameters.
+
+        Raises:
+          UserError: the model is not causal, or a part of it cannot decode.
+        """
+        if not self.causal:
+            raise UserError("decoding needs a causal model: set model.causal=True")
+        encodings = distinct_encodings(self.stages)
+        for part in encodings:
+            if not part.facts().decodes:
+                raise UserError(f"position encoding {part.name!r} cannot be evaluated step by step")
+        layers = []
+        for stage in self.stages:
+            one = tuple(
+                spec.mixer.init_cache(self.dims, spec.encodings, batch, max_length, self.style.dtype)
+                for spec in stage.pattern
+            )
+            lead = (stage.repeats, 1) if stage.share else (stage.repeats,)
+            layers.append(jax.tree.map(lambda a, lead=lead: jnp.broadcast_to(a, lead + a.shape), one))
+        width = dataclasses.replace(self.dims, model_dim=self.embedding_dim)
+        slots = jnp.zeros((batch, max_length), jnp.int32)
+        return DecodingCache(
+            layers=tuple(layers),
+            embedding=tuple(e.init_embedding_cache(width, batch, max_length, self.style.dtype) for e in encodings),
+            token=slots,
+            segments=slots,
+            length=jnp.zeros((), jnp.int32),
+        )
+
+    def block_specs(self) -> tuple[BlockSpec, ...]:
+        """Every place of every pattern, in order of depth."""
+        return tuple(spec for stage in self.stages for spec in stage.pattern)
+
+    def embedding_table(self) -> jax.Array:
+        """The token table `[V, E]`, for a tied head."""
+        return self.embeddings.table()
+
+    @property
+    def model_dim(self) -> int:
+        return self.dims.model_dim
+
+    @property
+    def dtype(self) -> Any:
+        return self.style.dtype
+
+    @property
+    def dropout(self) -> float:
+        return self.style.dropout
+
+    def initializer(self) -> Any:
+        """What kernels start from."""
+        return nn.initializers.truncated_normal(self.style.stddev)
+
+    def _positions(self, input_ids: jax.Array, given: Any, cache: DecodingCache | None) -> Positions:
+        length = input_ids.shape[1]
+        if given is None:
+            return Positions.arange(length) if cache is None else Positions(cache.length + jnp.arange(length)[None])
+        return given if isinstance(given, Positions) else Positions(token=given)
+
+    def _span(self, queries: Positions, cache: DecodingCache | None) -> int:
+        if cache is not None:
+            return max(cache.capacity - 1, 1)
+        length = queries.length if queries.contiguous else max(queries.length, self.dims.max_length)
+        return max(length - 1, 1)
+
+
+class Encodings(nn.Module):
+    """What the encodings do outside the layers; part k's modules stand under the name k."""
+
+    parts: tuple[Encoding, ...]
+    dims: Dims
+    embedding_dim: int
+
+    def setup(self):
+        for index, part in enumerate(self.parts):
+            setattr(self, str(index), EncodingModules(part, self.dims, self.embedding_dim))
+
+    def embed(self, x: jax.Array, positions: Positions, mask: AttentionMask, caches: tuple[Any, ...]) -> Any:
+        """x with what the parts add at the input, and their caches."""
+        new = []
+        for modules, cache in zip(self._modules(), caches, strict=True):
+            if modules.embedding is not None:
+                x, cache = modules.embedding(x, positions, mask, cache)
+            new.append(cache)
+        return x, tuple(new)
+
+    def share(self, positions: Positions, span: int) -> tuple[Any, ...]:
+        """Per part, what its layers share."""
+        return tuple(None if m.shared is None else m.shared(positions, span) for m in self._modules())
+
+    def init_side(self, x: jax.Array, positions: Positions) -> dict[str, Any]:
+        """What the parts carry from layer to layer, by name."""
+        pairs = zip(self.parts, self._modules(), strict=True)
+        return {part.name: m.side(x, positions) for part, m in pairs if m.side is not None}
+
+    def _modules(self) -> list[EncodingModules]:
+        return [getattr(self, str(index)) for index in range(len(self.parts))]
+
+
+class EncodingModules(nn.Module):
+    """The modules of one encoding that are not a layer's."""
+
+    part: Encoding
+    dims: Dims
+    embedding_dim: int
+
+    def setup(self):
+        self.embedding = self.part.embedding(dataclasses.replace(self.dims, model_dim=self.embedding_dim))
+        self.shared = self.part.shared(self.dims)
+        self.side = self.part.init_side(self.dims)
