@@ -8,10 +8,10 @@ WORKERS ?= 2
 .PHONY: help venv demo test test-all lint format docs clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
-	  printf '  make %-9s %s\n' "$$name" "$$text"; done
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(BIN)/installed ## make .venv with the exact versions of constraints.txt
+	@:
 
 # The stamp is newer than what it was made from, so an install is not repeated.
 $(BIN)/installed: constraints.txt setup.cfg pyproject.toml
