@@ -19,7 +19,8 @@ def test_linear_is_nezhas_corrected_start():
 
 def test_polynomial_from_zero_drops_where_the_warmup_ends():
     curve = values(schedules.Polynomial(warmup=20, power=0.5, start="zero"))
-    np.testing.assert_allclose(curve[20:], 2.0 * np.sqrt(1 - np.arange(20, 101) / 100), rtol=1e-5, atol=1e-7)
+    # The last update has t = T − 1; at T itself the root turns one rounding of 1 − t/T into 3e-4.
+    np.testing.assert_allclose(curve[20:-1], 2.0 * np.sqrt(1 - np.arange(20, 100) / 100), rtol=1e-5)
     assert curve[19] == pytest.approx(1.9)
     assert curve[20] < curve[19]
 
