@@ -57,8 +57,16 @@ class Tsv:
     separator: str = "\t"
 
 
-def find(key: str) -> Registry | None:
-    return {"encoding": encodings, "data": sources}.get(key)
+@dataclasses.dataclass(frozen=True)
+class Model:
+    width: int
+    dropout: float = 0.1
+    heads: int | None = None
+    encoding: str = "rope"
+
+
+def schema(key: str) -> Registry | type | None:
+    return {"encoding": encodings, "data": sources, "model": Model}.get(key)
 
 
 CONFIG = """
@@ -71,6 +79,7 @@ def get_config(arg="small"):
         encoding=dict(name="rope", theta=500.0),
         pair=(dict(name="t5"), dict(name="rope")),
         data=dict(name="tsv"),
+        model=dict(width=8, encoding="rope"),
         optimizer=dict(learning_rate=1e-3, betas=(0.9, 0.999), steps=100),
         init_from=placeholder(str),
         limit=placeholder(int),
@@ -92,7 +101,7 @@ def config_file(tmp_path):
 def load(path, *flags: str, argument: str = "") -> ConfigDict:
     others, overrides = split_overrides(flags)
     assert not others
-    return load_config(f"{path}:{argument}" if argument else str(path), overrides, find)
+    return load_config(f"{path}:{argument}" if argument else str(path), overrides, schema)
 
 
 def refusal(path, *flags: str) -> str:
@@ -109,6 +118,7 @@ def test_a_file_is_loaded_completed_and_locked(config_file):
         {"name": "rope"},
     ), "'pair' is no registered kind, so its parts are left as they are"
     assert config.data.columns == (0, 1)
+    assert config.model.to_dict() == {"width": 8, "dropout": 0.1, "heads": None, "encoding": "rope"}
     assert config.init_from is None and config.is_locked
     with pytest.raises(AttributeError):
         config.new = 1
@@ -131,6 +141,10 @@ def test_the_argument_reaches_get_config(config_file):
         ("init_from=none", "init_from", None),
         ("limit=7", "limit", 7),
         ("bf16=true", "bf16", True),
+        ("model.width=16", "model.width", 16),
+        ("model.heads=2", "model.heads", 2),
+        ("model.dropout=0", "model.dropout", 0.0),
+        ("model.encoding=t5", "model.encoding", "t5"),
         ("argument=none", "argument", "none"),
         ("encoding.theta=5e4", "encoding.theta", 5e4),
         ("encoding.layout=interleaved", "encoding.layout", "interleaved"),
@@ -233,6 +247,9 @@ def test_one_part_of_several_is_set_by_its_index(config_file):
         ("encoding=none:x=1", ["no argument 'x'", "none takes no arguments"]),
         ("encoding=t5:num_buckets=1", ["num_buckets must be at least 2"]),
         ("encoding.name=t5", ["--config.encoding=t5 replaces the whole part"]),
+        ("model.widht=3", ["config.model: has no argument 'widht'; did you mean 'width'", "heads: int | None = None"]),
+        ("model.heads=two", ["--config.model.heads", "expected int | None", "'two'"]),
+        ("model.encoding=rop", ["config.model.encoding: unknown encoding 'rop'"]),
         ("pair=rope", ["config.pair cannot be replaced whole"]),
         ("encoding=", ["unknown encoding ''"]),
     ],
@@ -280,7 +297,7 @@ def test_wrong_files_are_named_with_those_nearby(config_file, tmp_path):
         (
             "from ml_collections import ConfigDict\n"
             "def get_config(arg):\n    return ConfigDict(dict(s=(dict(encoding=dict(name='rope', thta=1)),)))\n",
-            "config.s.0.encoding: encoding 'rope' has no argument 'thta'",
+            "config.s.0.encoding: rope has no argument 'thta'",
         ),
     ],
 )

@@ -23,20 +23,18 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, RequiredValueError
 
 from zoo.errors import UserError, near
-from zoo.overrides import apply, kind_of, part_class, unknown_argument
-from zoo.parts import FindRegistry, field_defaults, field_types, part_registry
+from zoo.overrides import apply, fields_class, registry_at, unknown_field
+from zoo.parts import Schema, field_defaults, field_types, schema
 from zoo.registry import to_config
 
 FORMAT_VERSION = 1
 LARGEST_SAVED_CONFIG = 16 * 2**20  # bytes; a config is a few kilobytes, and its size is checked before it is read
 
 
-def load_config(
-    spec: str, overrides: Sequence[tuple[str, str]] = (), find_registry: FindRegistry = part_registry
-) -> ConfigDict:
+def load_config(spec: str, overrides: Sequence[tuple[str, str]] = (), schema: Schema = schema) -> ConfigDict:
     """The config that `path.py` or `path.py:argument` makes, with (dotted path, text) overrides set, locked.
 
-    Every registered part in it is completed with the defaults of its fields, so that a saved config means the same
+    Every part and every group of known fields in it is completed with the defaults of its fields, so that a saved config means the same
     after a default has changed.
 
     Raises:
@@ -47,8 +45,8 @@ def load_config(
     if not isinstance(made, ConfigDict):
         raise UserError(f"{path}: get_config must return an ml_collections.ConfigDict, not {type(made).__name__}")
     tree = _tree(made, "config")
-    apply(tree, overrides, find_registry)
-    tree = _complete(tree, "config", find_registry)
+    apply(tree, overrides, schema)
+    tree = _complete(tree, "config", schema)
     plain(tree)  # every value is checked here, before anything is made from the config
     return ConfigDict(tree).lock()
 
@@ -160,23 +158,21 @@ def _tree(value: Any, where: str) -> Any:
     return value
 
 
-def _complete(value: Any, where: str, find_registry: FindRegistry) -> Any:
-    """The tree `value` with the default of every field that a registered part in it leaves out."""
+def _complete(value: Any, where: str, schema: Schema) -> Any:
+    """The tree `value` with the default of every field that a part or a group of known fields in it leaves out."""
     if isinstance(value, tuple):
-        return tuple(_complete(v, f"{where}.{i}", find_registry) for i, v in enumerate(value))
+        return tuple(_complete(v, f"{where}.{i}", schema) for i, v in enumerate(value))
     if not isinstance(value, dict):
         return value
-    registry = find_registry(kind_of(where)) if "name" in value else None
-    if registry is not None:
-        cls = part_class(value, where, find_registry)
-        if cls is None:
-            raise UserError(
-                f"{where}: unknown {registry.kind} {value['name']!r}; {near(value['name'], registry.names())}"
-            )
-        for field in value.keys() - {"name"} - field_types(cls).keys():
-            raise UserError(unknown_argument(registry, value["name"], field, where))
+    cls = fields_class(value, where, schema)
+    registry = registry_at(where, schema)
+    if cls is None and registry is not None and "name" in value:
+        raise UserError(f"{where}: unknown {registry.kind} {value['name']!r}; {near(value['name'], registry.names())}")
+    if cls is not None:
+        for field in sorted(value.keys() - {"name"} - field_types(cls).keys()):
+            raise UserError(unknown_field(value, cls, field, where))
         value = {**value, **{k: _as_config(v) for k, v in field_defaults(cls).items() if k not in value}}
-    return {k: _complete(v, f"{where}.{k}", find_registry) for k, v in value.items()}
+    return {k: _complete(v, f"{where}.{k}", schema) for k, v in value.items()}
 
 
 def _as_config(default: Any) -> Any:

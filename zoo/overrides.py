@@ -11,13 +11,13 @@ from typing import Any
 from ml_collections.config_dict import FieldReference
 
 from zoo.errors import UserError, near
-from zoo.parts import FindRegistry, describe_fields, field_defaults, field_types, part_registry
+from zoo.parts import Schema, describe_fields, field_defaults, field_types, schema
 from zoo.registry import Registry, coerce, to_config
 
 Tree = dict[str, Any]
 
 
-def apply(tree: Tree, overrides: Sequence[tuple[str, str]], find_registry: FindRegistry = part_registry) -> None:
+def apply(tree: Tree, overrides: Sequence[tuple[str, str]], schema: Schema = schema) -> None:
     """Sets each (dotted path, text) in `tree`, nested dicts of plain values, tuples and field references.
 
     Whole parts are replaced before their fields are set, so that the order on the command line does not matter.
@@ -30,7 +30,7 @@ def apply(tree: Tree, overrides: Sequence[tuple[str, str]], find_registry: FindR
     for path in paths:
         if paths.count(path) > 1:
             raise UserError(f"--config.{path} is given twice")
-    writer = _Writer(tree, find_registry)
+    writer = _Writer(tree, schema)
     for path, text in sorted(overrides, key=lambda override: override[0].count(".")):
         writer.set_below(tree, path.split("."), text, "config")
 
@@ -40,7 +40,7 @@ class _Writer:
     """Sets texts in the tree `root`; `where` is the dotted path of the node at hand, from "config" on."""
 
     root: Tree
-    find_registry: FindRegistry
+    schema: Schema
 
     def set_below(self, node: Any, keys: list[str], text: str, where: str) -> Any:
         """`node` with `text` set at `keys`: dicts are changed in place, a tuple is made anew."""
@@ -49,7 +49,7 @@ class _Writer:
             index = _index(node, key, where)
             item = self.replaced(node[index], rest, text, f"{where}.{key}", {})
             return (*node[:index], item, *node[index + 1 :])
-        cls = part_class(node, where, self.find_registry)
+        cls = fields_class(node, where, self.schema)
         hints = field_types(cls) if cls else {}
         if key not in node and key in hints:
             node[key] = field_defaults(cls).get(key)
@@ -62,7 +62,7 @@ class _Writer:
 
     def replaced(self, present: Any, rest: list[str], text: str, where: str, hints: Mapping[str, Any]) -> Any:
         """What stands in the place of `present`, found at `where`, once `text` is set at `rest` below it."""
-        registry = self.find_registry(kind_of(where))
+        registry = registry_at(where, self.schema)
         if rest and registry and isinstance(present, str) and present in registry.names():
             present = {"name": present}
         if rest and isinstance(present, dict | tuple):
@@ -70,7 +70,9 @@ class _Writer:
         if rest:
             raise UserError(f"{where} is a value ({_plain(present)!r}) and has no key {rest[0]!r}")
         if is_part(present) or (registry and not isinstance(present, dict)):
-            return parse_parts(text, where, self.find_registry)
+            parts = parse_parts(text, where, self.schema)
+            bare = isinstance(present, str) and text in registry.names()
+            return text if bare else parts
         if isinstance(present, dict):
             raise UserError(f"{where} is a group, not a value; set one of its keys: {', '.join(sorted(present))}")
         if isinstance(present, FieldReference):
@@ -81,9 +83,9 @@ class _Writer:
         return _parse_like(text, type(present), present, f"--{where}")
 
     def unknown_key(self, key: str, node: Tree, where: str) -> str:
-        cls = part_class(node, where, self.find_registry)
+        cls = fields_class(node, where, self.schema)
         if cls:
-            return unknown_argument(self.find_registry(kind_of(where)), node["name"], key, where)
+            return unknown_field(node, cls, key, where)
         message = f"{where} has no key {key!r}; {near(key, node.keys() - {'name'})}"
         elsewhere = [path for path in _paths(self.root, "config") if path.rsplit(".", 1)[-1] == key]
         return message + (f"; there is {' and '.join(elsewhere[:3])}" if elsewhere else "")
@@ -94,10 +96,18 @@ def kind_of(where: str) -> str:
     return next(key for key in reversed(where.split(".")) if not key.isdigit())
 
 
-def part_class(node: Mapping[str, Any], where: str, find_registry: FindRegistry) -> type | None:
-    """The class of the registered part that `node` at `where` describes, or None where it is no such part."""
-    registry = find_registry(kind_of(where)) if "name" in node else None
-    return registry.get(node["name"]) if registry and node["name"] in registry.names() else None
+def registry_at(where: str, schema: Schema) -> Registry | None:
+    """The registry of the part at `where`, or None where no part stands there."""
+    found = schema(kind_of(where))
+    return found if isinstance(found, Registry) else None
+
+
+def fields_class(node: Mapping[str, Any], where: str, schema: Schema) -> type | None:
+    """The dataclass whose fields `node` at `where` holds: that of its part or of its group, None where there is neither."""
+    found = schema(kind_of(where))
+    if isinstance(found, Registry):
+        return found.get(node["name"]) if node.get("name") in found.names() else None
+    return found
 
 
 def is_part(value: Any) -> bool:
@@ -107,13 +117,13 @@ def is_part(value: Any) -> bool:
     return isinstance(value, Mapping) and "name" in value
 
 
-def parse_parts(text: str, where: str, find_registry: FindRegistry = part_registry) -> Any:
+def parse_parts(text: str, where: str, schema: Schema = schema) -> Any:
     """`name`, `name:field=value,field=value`, or several joined by `+`, as the mapping or the tuple of mappings it means.
 
     A `+` joins parts only before a letter, so 1e+4 is a number. Fields that are not given take their defaults.
     """
     pieces = _split(text, re.compile(r"\+(?=[A-Za-z_])"))
-    parts = tuple(_parse_part(piece, where, find_registry(kind_of(where))) for piece in pieces)
+    parts = tuple(_parse_part(piece, where, registry_at(where, schema)) for piece in pieces)
     return parts[0] if len(parts) == 1 else parts
 
 
@@ -131,19 +141,20 @@ def _parse_part(text: str, where: str, registry: Registry | None) -> Tree:
         if not equals:
             raise UserError(f"{where}: {argument!r} is not argument=value; {name} takes {describe_fields(cls)}")
         if field not in types:
-            raise UserError(unknown_argument(registry, name, field, where))
+            raise UserError(unknown_field({"name": name}, cls, field, where))
         if field in values:
             raise UserError(f"{where}: {name} is given {field!r} twice")
         values[field] = parse_as(value, types[field], f"{where}, argument {field!r}")
     return to_config(registry.build({"name": name, **values}))
 
 
-def unknown_argument(registry: Registry, name: str, field: str, where: str) -> str:
-    """The sentence about a field that a part does not have, with the fields it has."""
-    cls = registry.get(name)
-    hint = near(field, field_types(cls)).split("? (known")[0] + "?" if field_types(cls) else ""
-    hint = f" {hint}" if hint.startswith("did you mean") else ""
-    return f"{where}: {registry.kind} {name!r} has no argument {field!r};{hint} {name} takes {describe_fields(cls)}"
+def unknown_field(node: Mapping[str, Any], cls: type, field: str, where: str) -> str:
+    """The sentence about a field that the part or group `node` does not have, with the fields it has."""
+    fields = field_types(cls)
+    close = near(field, fields).partition("?")[0] if fields else ""
+    hint = f" {close}?" if close.startswith("did you mean") else ""
+    who = f"{node['name']} " if "name" in node else ""
+    return f"{where}: {who}has no argument {field!r};{hint} {who or 'it '}takes {describe_fields(cls)}"
 
 
 def parse_as(text: str, hint: Any, where: str) -> Any:

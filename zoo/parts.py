@@ -18,20 +18,26 @@ REGISTRIES: dict[str, tuple[str, str]] = {
     "mixer": ("zoo.mixers", "registry"),
     "feed_forward": ("zoo.layers.feed_forward", "registry"),
     "norm": ("zoo.layers.norms", "registry"),
+    "arrangement": ("zoo.layers.arrangements", "registry"),
     "task": ("zoo.tasks", "registry"),
     "data": ("zoo.data", "registry"),
     "optimizer": ("zoo.training.optimizer", "registry"),
     "schedule": ("zoo.training.schedules", "registry"),
 }
 
-FindRegistry = Callable[[str], Registry | None]
+# Config key → (module, attribute) of the frozen dataclass whose fields the group holds.
+GROUPS: dict[str, tuple[str, str]] = {
+    "model": ("zoo.models", "ModelConfig"),
+}
+
+Schema = Callable[[str], Registry | type | None]
 
 
-def part_registry(key: str) -> Registry | None:
-    """The registry that the config key `key` is chosen from, or None where `key` does not hold a part."""
-    if key not in REGISTRIES:
+def schema(key: str) -> Registry | type | None:
+    """What stands under a config key: a part of a registry, a group of a dataclass's fields, or None, something else."""
+    if key not in REGISTRIES and key not in GROUPS:
         return None
-    module, attribute = REGISTRIES[key]
+    module, attribute = (REGISTRIES | GROUPS)[key]
     return getattr(importlib.import_module(module), attribute)
 
 
