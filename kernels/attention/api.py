@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 from jaxtyping import Array, Float
 
-from kernels.attention import reference
+from kernels.attention import reference, xla
 from kernels.attention.dropout import key_words
 from kernels.attention.mask import AttentionMask
 from kernels.attention.positions import Placement, Positions
@@ -17,7 +17,7 @@ from kernels.attention.validate import check_arrays, check_mask, check_terms
 
 Implementation = Literal["reference", "xla", "pallas_tpu", "pallas_gpu"]
 
-_IMPLEMENTATIONS = {"reference": reference.attention}
+_IMPLEMENTATIONS = {"reference": reference.attention, "xla": xla.attention}
 _log = logging.getLogger(__name__)
 
 
@@ -65,7 +65,7 @@ def attention(
     check_arrays(q, k, v)
     placement = _check(q, k, terms, mask, scale, positions, v.shape[3])
     if implementation is None:
-        implementation = "reference"
+        implementation = "xla"
         _log.debug("attention: %s for q %s, k %s, %d terms", implementation, q.shape, k.shape, len(terms))
     return _named(implementation)(
         q,
