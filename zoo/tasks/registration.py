@@ -1,0 +1,5 @@
+"""The registry of tasks."""
+
+from zoo.registry import Registry
+
+registry = Registry("task")
