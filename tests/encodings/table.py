@@ -1,0 +1,60 @@
+"""The shared test table: one row per encoding."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from zoo.encodings import Dims, registry
+from zoo.layers.arrangements import PreNorm
+from zoo.layers.block import BlockSpec
+from zoo.layers.feed_forward import Gelu
+from zoo.mixers import Style
+from zoo.models import Stage, Transformer
+
+
+class Row(NamedTuple):
+    """An encoding under test: its config, the one to use under a causal mask, and whether only r = j − i matters to it."""
+
+    name: str
+    config: dict[str, Any]
+    causal: dict[str, Any] | None
+    shift_invariant: bool
+
+
+ROWS = (
+    Row("none", {"name": "none"}, {"name": "none"}, True),
+    Row("learned", {"name": "learned"}, {"name": "learned"}, False),
+    Row("sinusoidal", {"name": "sinusoidal"}, {"name": "sinusoidal"}, False),
+    Row("rope", {"name": "rope"}, {"name": "rope", "layout": "interleaved", "fraction": 0.5}, True),
+    Row("t5", {"name": "t5"}, {"name": "t5", "bidirectional": False, "num_buckets": 8, "max_distance": 16}, True),
+    Row("alibi", {"name": "alibi"}, {"name": "alibi", "form": "causal"}, True),
+    Row("alibi-nonsymmetric", {"name": "alibi", "form": "nonsymmetric"}, None, True),
+    Row("nezha", {"name": "nezha", "limit": 3}, {"name": "nezha", "limit": 3, "phase": "paper"}, True),
+)
+
+DIMS = Dims(model_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, num_layers=2, max_length=32)
+
+
+def tiny_model(config: dict[str, Any], *, causal: bool = False, stages: int = 1, **kwargs: Any) -> Transformer:
+    """Two layers, as one scanned stage or as several stages of one."""
+    spec = BlockSpec(encodings=(registry.build(config),), arrangement=PreNorm(), feed_forward=Gelu(width=16))
+    depth = (Stage((spec,), DIMS.num_layers),) if stages == 1 else tuple(Stage((spec,)) for _ in range(DIMS.num_layers))
+    return Transformer(
+        vocab_size=29, dims=DIMS, stages=depth, style=Style(stddev=0.3), causal=causal, has_pooler=False, **kwargs
+    )
+
+
+def parameters(model: Transformer, seed: int = 0) -> Any:
+    """Parameters with every leaf moved off its initial value, so that a bias or scale that is dropped shows."""
+    tree = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    moved = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(treedef, moved)
+
+
+def tokens(batch: int, length: int, seed: int = 3) -> jax.Array:
+    return jax.random.randint(jax.random.key(seed), (batch, length), 0, 29)
