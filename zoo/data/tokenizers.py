@@ -1,0 +1,235 @@
+"""Tokenizers: loading one from files, learning one from text, and the parts by which a config chooses one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from zoo.data import sentencepiece_tokenizer, wordpiece_training
+from zoo.data.files import read_lines
+from zoo.data.library_tokenizer import from_json, wordpiece
+from zoo.data.record import Source, texts
+from zoo.data.tokenizer import Pieces, Tokenizer, Vocabulary
+from zoo.errors import UserError
+from zoo.registry import Registry, to_config
+
+__all__ = [
+    "Pieces",
+    "SentencePiece",
+    "Tokenizer",
+    "TokenizerJson",
+    "Vocabulary",
+    "WordPiece",
+    "load_tokenizer",
+    "names",
+    "registry",
+    "train_sentencepiece",
+    "train_wordpiece",
+]
+
+logger = logging.getLogger(__name__)
+registry = Registry("tokenizer")
+names = registry.names
+
+MAX_FILE = 1 << 27
+TRAINING = "training.json"
+
+
+def load_tokenizer(
+    path: str | os.PathLike, *, lowercase: bool | None = None, chinese_words: bool | None = None
+) -> Tokenizer:
+    """The tokenizer in a file or a folder: `vocab.txt` (WordPiece), `tokenizer.json` or a SentencePiece `.model`.
+
+    In a folder they are looked for in this order. The lines of `vocab.txt` end at line feeds alone. A folder that
+    `Tokenizer.save` wrote gives back the same tokenizer.
+
+    Args:
+      path: file or folder. A vocabulary may have any name that ends in `.txt`, `.txt.xz` or `.txt.gz`.
+      lowercase: for WordPiece only; None takes `do_lower_case` of a `tokenizer_config.json` beside it, else True.
+      chinese_words: whether words are jieba's; None takes what the folder says, else False.
+
+    Raises:
+      UserError: nothing there, a file that is not what its name says, or a folder that says the opposite of
+        `lowercase`.
+    """
+    path = Path(path)
+    file = _find(path) if path.is_dir() else path
+    folder = path if path.is_dir() else None
+    if file.is_file() and file.stat().st_size > MAX_FILE:
+        raise UserError(f"{file}: larger than {MAX_FILE:,} bytes, which no tokenizer is")
+    if chinese_words is None:
+        chinese_words = folder is not None and (folder / "chinese_words.txt").exists()
+    if ".txt" in file.suffixes:
+        tokens = _read_vocabulary(file)
+        lowercase = _lowercase(folder, lowercase)
+        return wordpiece(tokens, lowercase=lowercase, chinese_words=chinese_words, where=str(file))
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; expected vocab.txt, tokenizer.json or a SentencePiece .model")
+    if file.suffix == ".json":
+        return from_json(file.read_bytes(), chinese_words=chinese_words, where=str(file))
+    if file.suffix == ".model":
+        if chinese_words:
+            raise UserError(f"{file}: Chinese words are not to be had with SentencePiece; take a WordPiece vocabulary")
+        return sentencepiece_tokenizer.SentencePieceTokenizer(file.read_bytes(), str(file))
+    raise UserError(f"{file}: not a tokenizer; expected vocab.txt, tokenizer.json or a SentencePiece .model")
+
+
+def train_wordpiece(
+    texts: Iterable[str],
+    *,
+    size: int,
+    lowercase: bool = True,
+    limit_alphabet: int = 200,
+    chinese_words: bool = False,
+) -> Tokenizer:
+    """A WordPiece tokenizer learnt from `texts`: the same texts, in any order, give the same vocabulary, byte for byte.
+
+    See `zoo.data.wordpiece_training` for the rule. `limit_alphabet` = 200 suits English; Chinese needs thousands.
+
+    Raises:
+      UserError: no words, or `size` too small for the characters.
+    """
+    tokens = wordpiece_training.learn(texts, size=size, lowercase=lowercase, limit_alphabet=limit_alphabet)
+    return wordpiece(tokens, lowercase=lowercase, chinese_words=chinese_words, where="the trained vocabulary")
+
+
+def train_sentencepiece(
+    texts: Iterable[str], *, size: int, model: Literal["unigram", "bpe"] = "unigram", lowercase: bool = False
+) -> Tokenizer:
+    """A SentencePiece tokenizer learnt from `texts` by one thread: the same texts give the same model.
+
+    Raises:
+      UserError: the text does not give `size` pieces.
+    """
+    return sentencepiece_tokenizer.train(texts, size=size, model=model, lowercase=lowercase)
+
+
+def _find(folder: Path) -> Path:
+    for name in ("vocab.txt", "tokenizer.json"):
+        if (folder / name).exists():
+            return folder / name
+    found = sorted(folder.glob("*.model"))
+    if len(found) != 1:
+        raise UserError(
+            f"{folder}: no vocab.txt, no tokenizer.json and {len(found)} .model files; expected one of them"
+        )
+    return found[0]
+
+
+def _read_vocabulary(file: Path) -> list[str]:
+    tokens = []
+    for line in read_lines(str(file), max_line_length=1000, max_bytes=MAX_FILE):
+        if line.problem:
+            raise UserError(f"{file}:{line.number}: {line.problem}")
+        tokens.append(line.text)
+    return tokens
+
+
+def _lowercase(folder: Path | None, asked: bool | None) -> bool:
+    settings = folder / "tokenizer_config.json" if folder else None
+    if settings is None or not settings.exists():
+        return True if asked is None else asked
+    try:
+        said = json.loads(settings.read_text("utf-8")).get("do_lower_case", asked)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{settings}: not a JSON object: {error}") from error
+    if asked is not None and said != asked:
+        raise UserError(f"{settings} says do_lower_case={said}, but lowercase={asked} was asked for")
+    return True if said is None else bool(said)
+
+
+def _train_once(part: WordPiece | SentencePiece, source: Source, directory: str | os.PathLike) -> Tokenizer:
+    """The tokenizer of `part` over the source's training text, from `directory` where it was learnt before."""
+    directory = Path(directory)
+    made_from = json.dumps({"tokenizer": to_config(part), "source": source.fingerprint()}, indent=2) + "\n"
+    note = directory / TRAINING
+    if note.is_file() and note.read_text("utf-8") == made_from:
+        return load_tokenizer(directory)
+    logger.info("learning a %s tokenizer of %d pieces", part.name, part.size)
+    tokenizer = part.train(texts(source.records("train")))
+    tokenizer.save(directory, also={TRAINING: made_from.encode()})
+    return tokenizer
+
+
+@registry.register("wordpiece")
+@dataclasses.dataclass(frozen=True)
+class WordPiece:
+    """WordPiece with BERT's normalisation: a given vocabulary, or one learnt from the training text.
+
+    Attributes:
+      path: `vocab.txt` or a folder that holds it; None to learn one.
+      size: pieces to learn.
+      lowercase: also takes accents off.
+      chinese_words: words for whole-word masking are jieba's instead of single Chinese characters.
+      limit_alphabet: characters to keep when learning.
+    """
+
+    path: str | None = None
+    size: int = 4096
+    lowercase: bool = True
+    chinese_words: bool = False
+    limit_alphabet: int = 200
+
+    def tokenizer(self, source: Source, directory: str | os.PathLike) -> Tokenizer:
+        """The tokenizer; one that has to be learnt is kept in `directory` and taken from there the next time."""
+        if self.path is not None:
+            return load_tokenizer(self.path, lowercase=self.lowercase, chinese_words=self.chinese_words)
+        return _train_once(self, source, directory)
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        return train_wordpiece(
+            texts,
+            size=self.size,
+            lowercase=self.lowercase,
+            limit_alphabet=self.limit_alphabet,
+            chinese_words=self.chinese_words,
+        )
+
+
+@registry.register("sentencepiece")
+@dataclasses.dataclass(frozen=True)
+class SentencePiece:
+    """SentencePiece: a given model, or one learnt from the training text (arXiv 1808.06226).
+
+    Attributes:
+      path: a `.model` file or a folder that holds one; None to learn one.
+      size: pieces to learn.
+      model: "unigram" or "bpe".
+      lowercase: fold case when learning.
+    """
+
+    path: str | None = None
+    size: int = 8000
+    model: Literal["unigram", "bpe"] = "unigram"
+    lowercase: bool = False
+
+    def tokenizer(self, source: Source, directory: str | os.PathLike) -> Tokenizer:
+        """The tokenizer; one that has to be learnt is kept in `directory` and taken from there the next time."""
+        return load_tokenizer(self.path) if self.path is not None else _train_once(self, source, directory)
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        return train_sentencepiece(texts, size=self.size, model=self.model, lowercase=self.lowercase)
+
+
+@registry.register("tokenizer_json")
+@dataclasses.dataclass(frozen=True)
+class TokenizerJson:
+    """Any tokenizer of the Hugging Face `tokenizers` library, from its `tokenizer.json`.
+
+    Attributes:
+      path: the file or a folder that holds it.
+      chinese_words: words for whole-word masking are jieba's.
+    """
+
+    path: str
+    chinese_words: bool = False
+
+    def tokenizer(self, source: Source, directory: str | os.PathLike) -> Tokenizer:
+        """The tokenizer; nothing is learnt, so neither argument is used."""
+        file = Path(self.path) / "tokenizer.json" if Path(self.path).is_dir() else self.path
+        return load_tokenizer(file, chinese_words=self.chinese_words)
