@@ -172,3 +172,8 @@ def state_shardings(
         opt_state=jax.tree.unflatten(jax.tree.structure(state.opt_state), opt_state),
         extra=jax.tree.map(lambda leaf: replicated(mesh), state.extra),
     )
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """A tree of shapes with shardings, as `Checkpoints.restore` takes it."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
