@@ -79,8 +79,8 @@ class LetterTokenizer:
     vocabulary = Vocabulary()
     fingerprint = "letters"
 
-    def encode(self, text: str) -> Pieces:
-        return self.encode_words(text.split())
+    def encode_batch(self, texts: Sequence[str]) -> list[Pieces]:
+        return [self.encode_words(text.split()) for text in texts]
 
     def encode_words(self, words: Sequence[str]) -> Pieces:
         ids, starts = [], []

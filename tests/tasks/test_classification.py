@@ -41,7 +41,7 @@ def test_single_sentence_row():
     task = Classification(max_length=12).resolve(ListSource(train=SINGLE))
     assert task.labels == ("neg", "pos")
     batch = batch_of(task, SINGLE)
-    ids = LetterTokenizer().encode("good good film").ids
+    ids = LetterTokenizer().encode_batch(["good good film"])[0].ids
     np.testing.assert_array_equal(batch["input_ids"][0], [CLS, *ids, SEP, *[PAD] * 4])
     np.testing.assert_array_equal(batch["segment_ids"][0], [1] * 8 + [0] * 4)
     np.testing.assert_array_equal(batch["label"], [1, 0])
@@ -54,7 +54,7 @@ def test_pair_row_and_its_truncation():
     assert (len(first.first), len(first.second), first.truncated) == (5, 4, True)  # 7 and 4 pieces, room for 9
     assert (len(second.first), len(second.second), second.truncated) == (2, 7, True)
     row = task.features(first, None, LetterTokenizer.vocabulary)
-    ids, pair = LetterTokenizer().encode("how old are you").ids, LetterTokenizer().encode("your age").ids
+    ids, pair = (pieces.ids for pieces in LetterTokenizer().encode_batch(["how old are you", "your age"]))
     np.testing.assert_array_equal(row["input_ids"], [CLS, *ids[:5], SEP, *pair, SEP])
     np.testing.assert_array_equal(row["token_type_ids"], [0] * 7 + [1] * 5)
     scores = task.score({"label": np.asarray([1, 0])}, [first, second])
@@ -66,8 +66,8 @@ def test_loss_and_predictions_equal_a_recomputation(pooling):
     task = Classification(max_length=16, labels=("0", "1"), pooling=pooling)
     batch = batch_of(task, PAIRS)
     module = task.module(TinyEncoder())
-    variables = module.init(jax.random.key(1), batch)
-    output = module.apply(variables, batch)
+    variables = jax.jit(module.init)(jax.random.key(1), batch)
+    output = jax.jit(module.apply)(variables, batch)
     model, head = variables["params"]["model"], variables["params"]["heads"]["classification"]["output"]
     inputs = {name: batch[name] for name in ("segment_ids", "token_type_ids")}
     encoded = TinyEncoder().apply({"params": model}, batch["input_ids"], **inputs)
@@ -82,7 +82,7 @@ def test_a_row_of_weight_zero_adds_nothing_to_loss_or_gradient():
     task = Classification(max_length=16, labels=("0", "1"), pooling="mean")
     batch = batch_of(task, PAIRS)
     module = task.module(TinyEncoder())
-    variables = module.init(jax.random.key(1), batch)
+    variables = jax.jit(module.init)(jax.random.key(1), batch)
     padded = {name: np.concatenate([value, value[:1]]) for name, value in batch.items()}
     padded["example_weight"][-1] = 0
 
@@ -90,16 +90,18 @@ def test_a_row_of_weight_zero_adds_nothing_to_loss_or_gradient():
         total, weight = module.apply(variables, batch).losses["classification"]
         return total / weight
 
-    chex.assert_trees_all_close(jax.grad(loss)(variables, padded), jax.grad(loss)(variables, batch), atol=1e-6)
+    gradient = jax.jit(jax.grad(loss))
+    chex.assert_trees_all_close(gradient(variables, padded), gradient(variables, batch), atol=1e-6)
 
 
 def test_token_types_reach_the_model():
     task = Classification(max_length=16, labels=("0", "1"))
     batch = batch_of(task, PAIRS)
     module = task.module(TinyEncoder())
-    variables = module.init(jax.random.key(1), batch)
+    variables = jax.jit(module.init)(jax.random.key(1), batch)
     swapped = {**batch, "token_type_ids": 1 - batch["token_type_ids"]}
-    a, b = (module.apply(variables, x).losses["classification"][0] for x in (batch, swapped))
+    apply = jax.jit(module.apply)
+    a, b = (apply(variables, x).losses["classification"][0] for x in (batch, swapped))
     assert abs(float(a - b)) > 1e-4
 
 
@@ -125,9 +127,15 @@ def test_bad_records_name_file_line_and_what_would_be_right(fields, message):
         examples_of(Classification(labels=("positive", "negative")), [fields])
 
 
-def test_pairs_and_single_texts_do_not_mix():
-    with pytest.raises(UserError, match=r"train\.txt:20: pairs and single texts are mixed"):
+def test_a_pair_without_its_second_text_is_refused():
+    with pytest.raises(UserError, match=r"train\.txt:20: .*needs a field 'text_pair'"):
         examples_of(Classification(labels=("0", "1")), [PAIRS[0], {"text": "a", "label": "0"}])
+
+
+def test_more_examples_than_one_batch_of_the_tokenizer_keep_their_order():
+    fields = [{"text": "ab" * (k % 7 + 1), "label": str(k % 2)} for k in range(1100)]
+    examples = examples_of(Classification(labels=("0", "1")), fields)
+    assert [(len(e.first), e.label) for e in examples] == [(k % 7 + 1, k % 2) for k in range(1100)]
 
 
 def test_refusals_of_the_part_itself():

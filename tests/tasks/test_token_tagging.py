@@ -65,10 +65,10 @@ def test_loss_is_the_sum_over_labelled_words_and_rows_of_weight_zero_add_nothing
     rows = [task.features(e, None, LetterTokenizer.vocabulary) for e in _examples(task, source)]
     module = task.module(TinyEncoder())
     batch = stack(rows)
-    variables = module.init(jax.random.key(0), batch)
+    variables = jax.jit(module.init)(jax.random.key(0), batch)
     assert set(variables["params"]) == {"model", "heads"}
     assert variables["params"]["heads"]["token_tagging"]["output"]["kernel"].shape == (8, 4)
-    output = module.apply(variables, batch)
+    output = jax.jit(module.apply)(variables, batch)
     total, weight = output.losses["token_tagging"]
     assert weight == 7
 
@@ -83,7 +83,7 @@ def test_loss_is_the_sum_over_labelled_words_and_rows_of_weight_zero_add_nothing
 
     padded = {name: np.concatenate([value, value[:1]]) for name, value in batch.items()}
     padded["example_weight"][-1] = 0
-    again = module.apply(variables, padded)
+    again = jax.jit(module.apply)(variables, padded)
     chex.assert_trees_all_close(again.losses, output.losses, rtol=1e-6)
 
 
@@ -91,7 +91,7 @@ def test_dropout_acts_on_the_head_in_training_only(source):
     task = TokenTagging(max_length=20).resolve(source)
     batch = stack([task.features(e, None, LetterTokenizer.vocabulary) for e in _examples(task, source)])
     module = task.module(TinyEncoder(dropout=0.5))
-    variables = module.init(jax.random.key(0), batch)
+    variables = jax.jit(module.init)(jax.random.key(0), batch)
     losses = [
         float(
             module.apply(variables, batch, train=train, rngs={"dropout": jax.random.key(k)}).losses["token_tagging"][0]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -62,27 +63,29 @@ class Classification(Task):
     def examples(self, source: Any, split: str, tokenizer: Any, directory: Any) -> list[LabelledText]:
         """Raises UserError for a label outside the set, with file, line and the near labels."""
         index = {label: k for k, label in enumerate(self.labels)}
-        examples = []
-        for record in source.records(split):
-            example = self._example(record, index, tokenizer)
-            if examples and (example.second is None) != (examples[0].second is None):
-                raise UserError(f"{record.file}:{record.line}: pairs and single texts are mixed in split {split!r}")
-            examples.append(example)
+        examples: list[LabelledText] = []
+        for records in _batches(source.records(split)):
+            labels = [self._label(record, index) for record in records]
+            first = tokenizer.encode_batch([field(record, "text", self.name) for record in records])
+            second: list[Any] = [None] * len(records)
+            if "text_pair" in records[0].fields:
+                second = tokenizer.encode_batch([field(record, "text_pair", self.name) for record in records])
+            examples += map(self._example, first, second, labels)
         return examples
 
-    def _example(self, record: Any, index: Mapping[str, int], tokenizer: Any) -> LabelledText:
+    def _label(self, record: Any, index: Mapping[str, int]) -> int:
         label = str(field(record, "label", self.name))
         if label not in index:
             raise UserError(f"{record.file}:{record.line}: label {label!r} is not in the set; {near(label, index)}")
-        first = tokenizer.encode(field(record, "text", self.name)).ids
-        pair = record.fields.get("text_pair")
-        if pair is None:
+        return index[label]
+
+    def _example(self, first: Any, second: Any, label: int) -> LabelledText:
+        if second is None:
             room = self.max_length - 2
-            return LabelledText(_kept(first, room), None, index[label], len(first) > room)
-        second = tokenizer.encode(pair).ids
-        lengths = longest_first(len(first), len(second), self.max_length - 3)
-        truncated = lengths != (len(first), len(second))
-        return LabelledText(_kept(first, lengths[0]), _kept(second, lengths[1]), index[label], truncated)
+            return LabelledText(_kept(first.ids, room), None, label, len(first.ids) > room)
+        lengths = len(first.ids), len(second.ids)
+        kept = longest_first(*lengths, self.max_length - 3)
+        return LabelledText(_kept(first.ids, kept[0]), _kept(second.ids, kept[1]), label, kept != lengths)
 
     def features(self, example: LabelledText, rng: np.random.Generator, vocabulary: Any) -> dict[str, np.ndarray]:
         """`input_ids`, `segment_ids` [T] and `label` []; for a pair `token_type_ids` [T] too."""
@@ -155,6 +158,12 @@ def longest_first(first: int, second: int, budget: int) -> tuple[int, int]:
     if first <= budget - budget // 2:
         return first, budget - first
     return budget - budget // 2, budget // 2
+
+
+def _batches(records: Iterator[Any], size: int = 512) -> Iterator[list[Any]]:
+    """Lists of records; a source gives pairs or single texts, not both."""
+    while batch := list(itertools.islice(records, size)):
+        yield batch
 
 
 def _kept(ids: np.ndarray, count: int) -> np.ndarray:
