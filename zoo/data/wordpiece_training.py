@@ -12,6 +12,7 @@ import heapq
 import logging
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 
 from tokenizers import pre_tokenizers
 
@@ -94,7 +95,7 @@ def _merge(pieces: list[str], words: list[tuple[str, int]], size: int, min_frequ
     pairs: dict[tuple[int, int], int] = {}
     where: dict[tuple[int, int], set[int]] = {}
     for w, symbols in enumerate(split):
-        for pair in zip(symbols, symbols[1:], strict=False):
+        for pair in pairwise(symbols):
             pairs[pair] = pairs.get(pair, 0) + counts[w]
             where.setdefault(pair, set()).add(w)
     # The heap may hold counts that have sunk since; such an entry goes back with its present count when it comes up.
@@ -129,7 +130,7 @@ def _replace(
     risen = set()
     for w in where[pair]:
         symbols, count = split[w], counts[w]
-        for old in zip(symbols, symbols[1:], strict=False):
+        for old in pairwise(symbols):
             pairs[old] -= count
         new, k = [], 0
         while k < len(symbols):
@@ -140,7 +141,7 @@ def _replace(
                 new.append(symbols[k])
                 k += 1
         split[w] = new
-        for now in zip(new, new[1:], strict=False):
+        for now in pairwise(new):
             pairs[now] = pairs.get(now, 0) + count
             if merged in now:
                 where.setdefault(now, set()).add(w)
