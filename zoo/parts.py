@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import types
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,8 @@ REGISTRIES: dict[str, tuple[str, str]] = {
     "arrangement": ("zoo.layers.arrangements", "registry"),
     "task": ("zoo.tasks", "registry"),
     "data": ("zoo.data", "registry"),
+    "tokenizer": ("zoo.data.tokenizers", "registry"),
+    "tokenizer": ("zoo.data.tokenizers", "registry"),
     "optimizer": ("zoo.training.optimizer", "registry"),
     "schedule": ("zoo.training.schedules", "registry"),
 }
@@ -28,6 +31,8 @@ REGISTRIES: dict[str, tuple[str, str]] = {
 # Config key → (module, attribute) of the frozen dataclass whose fields the group holds.
 GROUPS: dict[str, tuple[str, str]] = {
     "model": ("zoo.models", "ModelConfig"),
+    "train": ("zoo.training.settings", "RunSettings"),
+    "mesh": ("zoo.training.settings", "MeshSettings"),
 }
 
 Schema = Callable[[str], Registry | type | None]
@@ -69,15 +74,20 @@ def describe_fields(cls: type) -> str:
 
 
 def spell_type(hint: Any) -> str:
-    """A type as a reader writes it: `float`, `int | None`, `'cls' | 'mean'`."""
-    if typing.get_origin(hint) is typing.Literal:
-        return " | ".join(repr(value) for value in typing.get_args(hint))
-    if typing.get_origin(hint) is None and isinstance(hint, type):
-        return hint.__name__
-    return str(hint).replace("typing.", "").replace("collections.abc.", "")
+    """A type as a reader writes it: `float`, `int | None`, `'cls' | 'mean'`, `tuple[float, ...]`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return " | ".join(repr(value) for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(spell_type(argument) for argument in arguments)
+    if origin is not None and arguments:
+        return f"{origin.__name__}[{', '.join('...' if a is ... else spell_type(a) for a in arguments)}]"
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def summary(cls: type) -> str:
     """The first sentence or paragraph of a part's docstring, on one line."""
     paragraph = (inspect.getdoc(cls) or "").split("\n\n")[0]
-    return " ".join(paragraph.split())
+    return " ".join(paragraph.split()).rstrip(":")

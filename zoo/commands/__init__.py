@@ -1,0 +1,1 @@
+"""The commands of `python -m zoo`, one file each, with `main(argv) → exit code`."""

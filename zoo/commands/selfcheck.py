@@ -1,0 +1,180 @@
+"""`python -m zoo selfcheck`: versions, devices, and every attention implementation against its plain twin."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from zoo.command_line import Parser
+
+PACKAGES = ("encoder-zoo", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
+
+# In float32 with matmul precision "highest", relative to the largest entry. The gradient of a table's row sums up to
+# 600 x 600 entries, in another order in every implementation; everything else agrees ten times closer.
+TOLERANCE = 3e-4
+
+
+def main(argv: list[str]) -> int:
+    """Prints what is installed and a table of largest differences; 1 where an implementation disagrees, else 0."""
+    Parser(prog="python -m zoo selfcheck", description=__doc__).read(argv)
+    print(f"{'python':<18}{platform.python_version()}  {sys.platform} {platform.machine()}")
+    for name in PACKAGES:
+        print(f"{name:<18}{_version(name)}")
+
+    import jax
+
+    devices = jax.devices()
+    print(f"{'devices':<18}{len(devices)} x {devices[0].device_kind} ({devices[0].platform})\n")
+    print(f"{'attention with':<28}{'implementation':<16}{'forward':>10}{'gradients':>12}")
+    rows, absent = [], {}
+    for row in compare_all():
+        rows.append(row)
+        if row.absent and row.absent == absent.get(row.implementation):
+            continue  # the same reason for every case is said once
+        absent[row.implementation] = row.absent
+        print(row, flush=True)
+    wrong = [row for row in rows if row.wrong]
+    agree = "all agree" if not wrong else f"{len(wrong)} disagree"
+    print(f"\n{agree} with the plain reference, to {TOLERANCE:g} of the largest entry")
+    return 1 if wrong else 0
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation on one case: the largest differences from the reference, or why it cannot run here."""
+
+    case: str
+    implementation: str
+    forward: float = 0.0
+    gradients: float = 0.0
+    absent: str = ""
+
+    @property
+    def wrong(self) -> bool:
+        # Written so that NaN counts as wrong.
+        return not self.absent and not (self.forward <= TOLERANCE and self.gradients <= TOLERANCE)
+
+    def __str__(self) -> str:
+        if self.absent:
+            return f"{'':<28}{self.implementation:<16}  {self.absent}"
+        start = f"{self.case:<28}{self.implementation:<16}"
+        return f"{start}{self.forward:>10.1e}{self.gradients:>12.1e}" + ("  WRONG" if self.wrong else "")
+
+
+def compare_all() -> Iterator[Row]:
+    """Every implementation beside the reference, on every kind of term and mask."""
+    import jax
+
+    from kernels.attention.api import Implementation
+
+    others = [name for name in typing.get_args(Implementation) if name != "reference"]
+    with jax.default_matmul_precision("highest"):
+        for case, (arrays, terms, mask) in cases().items():
+            expected = _run("reference", arrays, terms, mask)
+            for name in others:
+                yield _compare(case, name, expected, lambda n=name, a=arrays, t=terms, m=mask: _run(n, a, t, m))
+
+
+def _compare(case: str, name: str, expected: Any, run: Callable[[], Any]) -> Row:
+    try:
+        found = run()
+    except ValueError as error:  # what a named implementation raises where it cannot run
+        if name == "xla":  # runs everywhere, so a refusal is a fault
+            raise
+        reason = str(error).removeprefix(f"attention implementation {name!r}: ")
+        return Row(case, name, absent=reason.partition("; those that exist")[0])
+    return Row(case, name, _distance(found[0], expected[0]), _distance(found[1], expected[1]))
+
+
+def _run(implementation: str, arrays: Any, terms: Any, mask: Any) -> tuple[Any, Any]:
+    """(output, gradients in q, k, v and every array of the terms) of one weighted sum of the output."""
+    import jax
+    import jax.numpy as jnp
+
+    from kernels.attention import attention
+
+    def loss(arrays: Any, terms: Any) -> tuple[jax.Array, jax.Array]:
+        out = attention(*arrays, terms=terms, mask=mask, implementation=implementation)
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(arrays, terms)
+    return out, gradients
+
+
+def _distance(found: Any, expected: Any) -> float:
+    """The largest difference between two trees of arrays, each relative to its largest entry, or to 1 where that is smaller."""
+    import jax
+    import numpy as np
+
+    def one(a: Any, b: Any) -> float:
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        return float(np.max(np.abs(a - b)) / max(1.0, np.max(np.abs(b))))
+
+    return max(jax.tree.leaves(jax.tree.map(one, found, expected)))
+
+
+@dataclass(frozen=True)
+class SquaredDistance:
+    """A bias for the `Pairwise` case: −rate[n] · (i − j)² / 1000."""
+
+    def __call__(self, rate: Any, queries: Any, keys: Any) -> Any:
+        return -rate[:, None, None] * (queries - keys) ** 2 / 1000
+
+
+def cases(batch: int = 1, length: int = 600, heads: int = 2, width: int = 16) -> dict[str, tuple[Any, Any, Any]]:
+    """Name → ((q, k, v), terms, mask): one case per kind of term, and the masks; long enough that a chunked kernel needs several chunks."""
+    import numpy as np
+
+    from kernels.attention import (
+        AttentionMask,
+        Clip,
+        Dense,
+        Multiply,
+        Pairwise,
+        PiecewiseLinear,
+        Relative,
+        RowColumn,
+        Table,
+        Toeplitz,
+    )
+
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> Any:
+        return rng.standard_normal(shape, np.float32)
+
+    def table() -> Any:
+        return Table(normal(17, 1, width) / 4, Clip(8))
+
+    shape = (batch, length, heads, width)
+    arrays = (normal(*shape), normal(*shape), normal(*shape))
+    segments = np.repeat(np.array([[1, 2, 0]], np.int32), length // 3, axis=1).repeat(batch, axis=0)
+    full = AttentionMask()
+    distance = np.log1p(np.abs(np.arange(1 - length, length))).astype(np.float32)
+    line = PiecewiseLinear(distance, 1 + normal(batch, length) ** 2, normal(3), normal(heads, 3), normal(heads, 2))
+    bias = Dense(normal(1, heads, length, length))
+    return {
+        "no term": (arrays, (), full),
+        "causal, window, segments": (arrays, (), AttentionMask(True, (40, 0), None, segments, segments)),
+        "Toeplitz": (arrays, (Toeplitz(normal(heads, 65)),), full),
+        "Relative, query and key": (arrays, (Relative(query=table(), key=table()),), full),
+        "Relative, value": (arrays, (Relative(value=table()),), full),
+        "Multiply": (arrays, (Multiply(normal(heads, 65)),), full),
+        "Multiply, per channel": (arrays, (Multiply(normal(heads, 65, width)),), full),
+        "RowColumn": (arrays, (RowColumn(normal(batch, heads, length), normal(batch, heads, length)),), full),
+        "PiecewiseLinear": (arrays, (line,), full),
+        "Pairwise": (arrays, (Pairwise(np.ones(heads, np.float32), SquaredDistance()),), full),
+        "Dense": (arrays, (bias,), full),
+    }
