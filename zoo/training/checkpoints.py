@@ -72,15 +72,12 @@ class Checkpoints:
         if final.exists():
             raise ValueError(f"there is a checkpoint of step {step} already: {final}")
         leaves = named_leaves(state)
-        # On the CPU, fetching an array may give a view of its buffer, which the next step, given the state, overwrites.
-        tree = _nest([(path, _own(leaf)) for path, leaf in leaves])
         arrays = {"/".join(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for path, leaf in leaves}
         partial = self.directory / f".saving-{final.name}"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            if _primary() and partial.exists():
-                shutil.rmtree(partial)
-            self._checkpointer.save(partial, args=ocp.args.StandardSave(tree))
+            self._remove_unfinished()
+            self._checkpointer.save(partial, args=ocp.args.StandardSave(_nest(leaves)))
         except OSError as error:
             raise SaveFailed(
                 f"the checkpoint of step {step} could not be written to {self.directory}: {error}"
@@ -191,7 +188,7 @@ def restore_numpy(directory: str | Path, *, step: int | None = None, part: str |
     item = _nest([(name, np.zeros((), np.int32)) for name in wanted])
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        tree = reader.restore(path, args=ocp.args.PyTreeRestore(item, restore_args=restore_args, transforms={}))
+        tree = reader.restore(path, args=ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True))
     return Restored(jax.tree.map(np.asarray, tree), body["step"], body["extra"])
 
 
@@ -206,10 +203,6 @@ def _name(step: int) -> str:
 
 def _primary() -> bool:
     return jax.process_index() == 0
-
-
-def _own(leaf: Any) -> Any:
-    return jax.numpy.copy(leaf) if isinstance(leaf, jax.Array) and leaf.is_fully_addressable else leaf
 
 
 def _committed(directory: Path) -> list[Path]:

@@ -1,0 +1,65 @@
+"""The scalars of a run: how long, how much at a time, what is written when, and over which devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """`config.train`.
+
+    Attributes:
+      steps, epochs: the length of the run; exactly one is given.
+      batch_size: examples of an update, over all devices and micro-batches.
+      accumulation: micro-batches that an update is computed in.
+      log_every: steps between the lines of metrics.jsonl.
+      evaluate_every: steps between evaluations; 0 evaluates at the end only.
+      evaluation_batch_size: None = batch_size.
+      checkpoint_every: steps between checkpoints; 0 saves at the end only.
+      keep: checkpoints to keep.
+      nonfinite: what a non-finite loss does: "stop" the run, or "skip" the step.
+      tensorboard: whether to write TensorBoard's event files.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 32
+    accumulation: int = 1
+    log_every: int = 50
+    evaluate_every: int = 0
+    evaluation_batch_size: int | None = None
+    checkpoint_every: int = 1000
+    keep: int = 2
+    nonfinite: Literal["stop", "skip"] = "stop"
+    tensorboard: bool = True
+
+    def __post_init__(self):
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"give exactly one of steps and epochs, not steps={self.steps} and epochs={self.epochs}")
+        for name in ("steps", "epochs", "batch_size", "accumulation", "log_every", "evaluation_batch_size", "keep"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, not {value}")
+        for name in ("evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulation={self.accumulation}")
+
+    def total_steps(self, num_examples: int) -> int:
+        """The length of the run in steps: `steps`, or as many as `epochs` passes over the examples need."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round(self.epochs * num_examples / self.batch_size))
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """`config.mesh`: the size of each mesh axis; −1 takes the devices that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    sequence: int = 1
