@@ -68,6 +68,7 @@ class Pipeline:
             raise UserError("there are no examples to train on")
         self._slice = _host_slice(batch_size, process_index, process_count)
         self._examples = examples
+        self._at_epoch = examples.at_epoch if isinstance(examples, Repacked) else lambda epoch: examples
         self._features = features
         self._seed = seed
         self._batch_size = batch_size
@@ -90,11 +91,9 @@ class Pipeline:
         """
         rows = []
         for epoch, index in zip(*self.locate(step), strict=True):
-            examples = self._examples
-            if isinstance(examples, Repacked):
-                examples = examples.at_epoch(int(epoch))
-            rng = feature_rng(self._seed, TRAINING, int(epoch), int(index))
-            rows.append((int(index), 1.0, self._features(examples[int(index)], rng)))
+            epoch, index = int(epoch), int(index)
+            example = self._at_epoch(epoch)[index]
+            rows.append((index, 1.0, self._features(example, feature_rng(self._seed, TRAINING, epoch, index))))
         return _stack(rows)
 
     def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch]]:
