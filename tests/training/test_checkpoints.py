@@ -1,3 +1,5 @@
+"""Checkpoints come back to the byte, or say which file is at fault; under any number of devices."""
+
 import json
 import logging
 import shutil

@@ -1,3 +1,5 @@
+"""LAMB and AdamW against golden steps; stacked layers against the same layers unrolled."""
+
 import chex
 import jax
 import jax.numpy as jnp

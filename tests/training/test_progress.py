@@ -1,3 +1,5 @@
+"""The progress line, on a terminal and elsewhere."""
+
 import io
 
 from rich.console import Console

@@ -1,3 +1,5 @@
+"""Records are the same bytes in equal runs, also after a cut."""
+
 import json
 
 import jax.numpy as jnp

@@ -1,3 +1,5 @@
+"""Learning-rate schedules against their formulas."""
+
 import jax
 import numpy as np
 import pytest

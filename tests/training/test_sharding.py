@@ -1,3 +1,5 @@
+"""Rules to shardings; and any mesh trains like one device."""
+
 import chex
 import jax
 import jax.numpy as jnp

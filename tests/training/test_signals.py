@@ -1,3 +1,5 @@
+"""A request to stop sets a flag and nothing else."""
+
 import os
 import signal
 

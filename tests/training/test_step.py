@@ -1,3 +1,5 @@
+"""One update: exact accumulation, metrics, keys, and the policies for non-finite batches."""
+
 import re
 
 import chex
