@@ -31,6 +31,7 @@ class ModelConfig:
     """The scalars of a model, `config.model`; its parts stand beside it: encoding, mixer, feed_forward, norm.
 
     Attributes:
+      vocab_size: None = that of the tokenizer, which the trainer fills in.
       num_kv_heads: None = num_heads.
       head_dim: None = model_dim / num_heads.
       embedding_dim: None = model_dim.
@@ -39,7 +40,7 @@ class ModelConfig:
         `repeats` and `share`; `num_layers` then counts the blocks in all.
     """
 
-    vocab_size: int
+    vocab_size: int | None
     model_dim: int
     num_heads: int
     num_layers: int
@@ -62,7 +63,7 @@ class ModelConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "model_dim", "num_heads", "num_layers", "max_length"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.head_dim is None and self.model_dim % self.num_heads:
             raise ValueError(
@@ -94,6 +95,8 @@ def build(config: Mapping[str, Any]) -> Transformer:
       UserError: names the wrong part or value, or the reason why two parts do not go together.
     """
     model = make(ModelConfig, dict(config["model"]), "model")
+    if model.vocab_size is None:
+        raise UserError("model.vocab_size is not set: give the size of the tokenizer's vocabulary")
     parts = {name: config[name] for name in ("mixer", "encoding", "feed_forward", "norm")}
     dims, style = model.dims(), _style(model)
     stages = _stages(model, {**parts, "arrangement": model.arrangement})

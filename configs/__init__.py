@@ -1,0 +1,1 @@
+"""One file per result: plain values that a run is made of."""

@@ -1,0 +1,24 @@
+"""BERT (Devlin et al. 2018, arXiv:1810.04805) over the Chinese vocabulary, beside NEZHA with everything else equal.
+
+    python train.py --config=configs/bert.py:pretrain --workdir=runs/bert --config.data.train=corpus.txt
+    python train.py --config=configs/bert.py:ner      --workdir=runs/ner  --config.init_from=runs/bert
+
+Tasks pretrain, ner, lcqmc and chnsenti; `size=base` (default), `large`, or `tiny`, which trains on a CPU:
+`configs/bert.py:lcqmc,size=tiny`. Published for base (NEZHA's report, table 4; dev/test): People's Daily NER 96.53/98.58,
+LCQMC accuracy 89.04/87.61, ChnSentiCorp accuracy 94.91/95.42, there with next-sentence prediction. The paper pretrained
+base on 16 Cloud TPU chips for 4 days.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import chinese
+from zoo.config import parse_argument
+
+
+def get_config(argument: str = "pretrain") -> ConfigDict:
+    task, chosen = parse_argument(argument, tasks=("pretrain", *chinese.TASKS), options={"size": chinese.SIZES})
+    if task == "pretrain":
+        return chinese.pretrain("bert", chosen["size"])
+    return chinese.fine_tune("bert", chosen["size"], task)

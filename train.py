@@ -1,0 +1,300 @@
+"""Pretrains and fine-tunes: config → data → model → step → loop.
+
+    python train.py --config=configs/nezha.py:pretrain --workdir=runs/pretrain
+    python train.py --config=configs/nezha.py:lcqmc --workdir=runs/lcqmc --config.init_from=runs/pretrain
+
+The same command resumes a run that was stopped, byte for byte, and exits with 0 when the run is finished. Start-up order:
+this run's newest checkpoint, else `config.init_from`, else from scratch. Exit codes: 0 finished, 2 something given is
+wrong, 3 the loss is not finite, 75 asked to stop (SIGTERM) and saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from zoo.command_line import Parser, run_main, split_overrides
+from zoo.config import load_config, save_config
+from zoo.data.pipeline import Pipeline, evaluation_batches
+from zoo.errors import UserError
+from zoo.models.parameters import has_layer_axis
+from zoo.registry import make
+from zoo.run import CHECKPOINTS, CONFIG, Parts, assemble, check_workdir, load_parameters
+from zoo.training.checkpoints import Checkpoints
+from zoo.training.keys import key_for
+from zoo.training.optimizer import registry as optimizers
+from zoo.training.plots import plot_curves
+from zoo.training.progress import Progress
+from zoo.training.records import METRICS, Records, read_records
+from zoo.training.schedules import registry as schedules
+from zoo.training.settings import MeshSettings, RunSettings
+from zoo.training.sharding import make_mesh, put_batch, state_shardings, with_shardings
+from zoo.training.signals import STOPPED_EXIT_CODE, StopRequested
+from zoo.training.step import TrainState, initial_state, make_eval_step, make_train_step
+
+logger = logging.getLogger("train")
+
+NONFINITE_EXIT_CODE = 3
+# The device may run this many steps ahead of the host; further ahead, queued batches would only take memory.
+STEPS_AHEAD = 2
+
+
+class NotFinite(RuntimeError):
+    """The loss or a gradient of a step was not finite and the policy is to stop."""
+
+
+class Stopped(RuntimeError):
+    """The run was asked to stop; it has saved and can be resumed."""
+
+
+class Trainer(NamedTuple):
+    """Everything the loop needs, compiled or ready to compile."""
+
+    parts: Parts
+    settings: RunSettings
+    mesh: Mesh
+    total_steps: int
+    pipeline: Pipeline
+    shapes: TrainState
+    shardings: TrainState
+    optimizer: optax.GradientTransformation
+    train_step: Any
+    eval_step: Any
+    dev: Sequence | None
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.settings.batch_size * self.parts.task.max_length
+
+
+def main(argv: list[str]) -> int:
+    arguments, overrides = split_overrides(argv)
+    parser = Parser(prog="train.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, help="path.py or path.py:task,key=value")
+    parser.add_argument("--workdir", required=True, type=Path, help="folder of the run; made if missing")
+    flags = parser.read(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    for noisy in ("absl", "jax", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        train(load_config(flags.config, overrides), flags.workdir)
+    except NotFinite as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return NONFINITE_EXIT_CODE
+    except Stopped as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return STOPPED_EXIT_CODE
+    return 0
+
+
+def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
+    """Runs `config` in `workdir` to its end and returns the scores of the last evaluation.
+
+    Raises:
+      UserError: something in the config, the data or the folder is wrong; nothing was trained.
+      NotFinite, Stopped: see there; what was reached is saved.
+    """
+    check_workdir(config, workdir)
+    parts = assemble(config, workdir)
+    trainer = build_trainer(parts, workdir)
+    if not (workdir / CONFIG).exists():
+        save_config(parts.config, workdir / CONFIG)
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=trainer.settings.keep)
+    try:
+        state, step = start(trainer, checkpoints)
+        records = Records(workdir, tensorboard=trainer.settings.tensorboard, primary=jax.process_index() == 0)
+        records.cut(step)
+        try:
+            with Progress(trainer.total_steps, start=step, title=workdir.name) as progress:
+                loop(trainer, state, step, checkpoints, records, progress)
+        finally:
+            records.close()
+    finally:
+        checkpoints.close()
+    pictures = plot_curves(workdir) if jax.process_index() == 0 else ()
+    scores = last_scores(workdir)
+    logger.info("finished %d steps in %s; %s", trainer.total_steps, workdir, ", ".join(map(str, pictures)))
+    for name, value in scores.items():
+        logger.info("  dev %s %.4f", name, value)
+    return scores
+
+
+def last_scores(workdir: Path) -> dict[str, float]:
+    """The scores of the newest evaluation on the dev split, from the records; empty where there was none."""
+    lines = [r for r in read_records(workdir / METRICS) if any(name.startswith("dev/") for name in r)]
+    return {n.removeprefix("dev/"): v for n, v in lines[-1].items() if n != "step"} if lines else {}
+
+
+# --- config → data → model → step
+
+
+def build_trainer(parts: Parts, workdir: Path) -> Trainer:
+    """Data, optimizer, shardings and the two compiled functions of a run."""
+    config = parts.config
+    settings = make(RunSettings, config.train.to_dict(), "train")
+    mesh = make_mesh(**vars(make(MeshSettings, config.mesh.to_dict(), "mesh")))
+    examples = parts.examples("train", workdir)
+    pipeline = Pipeline(
+        examples,
+        parts.features,
+        seed=config.seed,
+        batch_size=settings.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    total_steps = settings.total_steps(len(examples))
+    optimizer = optimizers.build(config.optimizer.to_dict())
+    schedule = schedules.build(config.schedule.to_dict()).build(optimizer.learning_rate, total_steps)
+    transformation = optimizer.build(schedule, has_layer_axis=has_layer_axis)
+    shapes = jax.eval_shape(lambda: fresh_state(parts, pipeline, transformation, config.seed))
+    shardings = state_shardings(shapes, mesh, has_layer_axis=has_layer_axis)
+    train_step = make_train_step(
+        parts.module.apply,
+        transformation,
+        schedule=schedule,
+        coefficients=parts.task.coefficients,
+        shardings=shardings,
+        seed=config.seed,
+        accumulation=settings.accumulation,
+        nonfinite=settings.nonfinite,
+    )
+    eval_step = make_eval_step(parts.module.apply, shardings=shardings)
+    dev = parts.examples("dev", workdir) if "dev" in parts.source.splits() else None
+    return Trainer(
+        parts, settings, mesh, total_steps, pipeline, shapes, shardings, transformation, train_step, eval_step, dev
+    )
+
+
+def fresh_state(parts: Parts, pipeline: Pipeline, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state before the first update, of random parameters."""
+    one = {name: jnp.zeros((1, *rows.shape[1:]), rows.dtype) for name, rows in pipeline.batch(0).items()}
+    variables = parts.module.init({"params": key_for(seed, "parameters")}, one, train=False)
+    return initial_state(variables["params"], optimizer)
+
+
+def start(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+    """The state to go on from and its step: this run's newest checkpoint, else `init_from`, else from scratch."""
+    fingerprint = trainer.parts.data_fingerprint()
+    restored = checkpoints.restore(with_shardings(trainer.shapes, trainer.shardings))
+    if restored is not None:
+        if restored.extra["data"] != fingerprint:
+            raise UserError(
+                f"the data or the tokenizer changed since {checkpoints.directory} was written; resuming on other data "
+                "would mix two runs: put the data back, or choose another --workdir"
+            )
+        logger.info("resuming at step %d of %d", restored.step, trainer.total_steps)
+        return restored.state, restored.step
+    config = trainer.parts.config
+    initialise = jax.jit(
+        lambda: fresh_state(trainer.parts, trainer.pipeline, trainer.optimizer, config.seed),
+        out_shardings=trainer.shardings,
+    )
+    state = initialise()
+    if config.init_from is not None:
+        state = state.replace(params=load_parameters(config.init_from, state.params))
+    return state, 0
+
+
+# --- loop
+
+
+def loop(
+    trainer: Trainer, state: TrainState, step: int, checkpoints: Checkpoints, records: Records, progress: Progress
+) -> None:
+    """Updates until the last step; writes records, evaluations and checkpoints on the way.
+
+    A checkpoint of a step holds less than the records up to that step, so that a resume can cut them back to it.
+    """
+    settings, total = trainer.settings, trainer.total_steps
+    extra = {"data": trainer.parts.data_fingerprint()}
+    watched: list[tuple[int, jax.Array]] = []
+    logged, since = step, time.monotonic()
+    with StopRequested() as stop, contextlib.closing(trainer.pipeline.iterate(step)) as batches:
+        while step < total and not stop:
+            _, batch = next(batches)
+            state, metrics = trainer.train_step(state, put_batch(batch, trainer.mesh))
+            step += 1
+            watched.append((step, metrics["finite"]))
+            watched[max(0, len(watched) - STEPS_AHEAD)][1].block_until_ready()
+            logging_now = due(step, settings.log_every, total)
+            saving_now = due(step, settings.checkpoint_every, total) or stop
+            if logging_now or saving_now:
+                check_finite(watched, trainer, records)
+                watched.clear()
+            if logging_now:
+                values = jax.device_get(metrics)
+                records.metrics(step, {name: value for name, value in values.items() if name != "finite"})
+                tokens = (step - logged) * trainer.tokens_per_step
+                progress.update(step, loss=float(values["loss"]), tokens=tokens)
+                now = time.monotonic()
+                records.timing(step, {"seconds": now - since, "tokens_per_second": tokens / (now - since)})
+                logged, since = step, now
+            if due(step, settings.evaluate_every, total) and trainer.dev is not None:
+                scores = evaluate(trainer.parts, trainer.eval_step, state.params, trainer.dev, trainer)
+                records.metrics(step, {f"dev/{name}": value for name, value in scores.items()})
+                since = time.monotonic()
+            if saving_now:
+                records.sync()
+                checkpoints.save(step, state, extra)
+    checkpoints.wait()
+    if step < total:
+        raise Stopped(f"{stop.signal.name} at step {step} of {total}, which is saved; the same command resumes")
+
+
+def due(step: int, every: int, total: int) -> bool:
+    """Whether something done every so many steps, and at the end, is done now."""
+    return step == total or (every > 0 and step % every == 0)
+
+
+def check_finite(watched: list[tuple[int, jax.Array]], trainer: Trainer, records: Records) -> None:
+    """Writes down the examples of every batch whose loss or gradient was not finite.
+
+    Raises:
+      NotFinite: there was one, and the policy is to stop. The state is that before it.
+    """
+    flags = jax.device_get([finite for _, finite in watched])
+    for (step, _), finite in zip(watched, flags, strict=True):
+        if finite:
+            continue
+        _, indices = trainer.pipeline.locate(step - 1)
+        path = records.report_nonfinite(step, indices, {"policy": trainer.settings.nonfinite})
+        if trainer.settings.nonfinite == "stop":
+            raise NotFinite(
+                f"the loss or a gradient of step {step} is not finite; its examples are listed in {path}. Lower the "
+                "learning rate, mend the data, or set --config.train.nonfinite=skip"
+            )
+        logger.warning("step %d is not finite and was skipped; its examples are listed in %s", step, path)
+
+
+def evaluate(parts: Parts, eval_step: Any, params: Any, examples: Sequence, trainer: Trainer) -> dict[str, float]:
+    """The task's scores over all the examples, in the training mesh."""
+    gathered: list[dict[str, np.ndarray]] = []
+    batches = evaluation_batches(
+        examples,
+        parts.features,
+        batch_size=trainer.settings.evaluation_batch_size or trainer.settings.batch_size,
+        seed=parts.config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    for batch in batches:
+        _, predictions = eval_step(params, put_batch(batch, trainer.mesh))
+        gathered.append(predictions)
+    whole = {name: np.concatenate([np.asarray(p[name]) for p in gathered])[: len(examples)] for name in gathered[0]}
+    return parts.task.score(whole, examples)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
