@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels.attention import Positions
 from tests.tasks.standins import CLS, MASK, PAD, SEP, LetterTokenizer, ListSource, TinyEncoder, stack
+from zoo.data.pipeline import Pipeline
 from zoo.errors import UserError
 from zoo.tasks import registry
 from zoo.tasks.masked_lm import MaskedLM
@@ -60,6 +62,35 @@ def test_documents_of_a_row_are_apart_or_together():
     assert "positions" not in together
 
 
+def test_examples_are_rows_packed_from_the_prepared_store_anew_every_epoch(tmp_path):
+    task = make()
+    examples = task.examples(TEXT, "train", LetterTokenizer(), tmp_path)
+    tokens = 5 * (9 + 3 + 4 + 3 * 2)  # pieces, [CLS] and [SEP] of three documents
+    assert len(examples) == -(-tokens // 12)
+    rows = [np.stack([r["input_ids"] for r in examples.at_epoch(epoch)]) for epoch in (0, 1)]
+    assert (rows[0] != rows[1]).any()
+    for row in rows:
+        assert (row == CLS).sum() == (row == SEP).sum() == 15
+    whole = make(split_documents=False, specials="none").examples(TEXT, "train", LetterTokenizer(), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1  # the store does not depend on how it is packed
+    assert len(whole) == 7  # documents of 9 and 3 pieces share a row, and so do three of 4
+    again = make(seed=1).examples(TEXT, "train", LetterTokenizer(), tmp_path)
+    assert (np.stack([r["input_ids"] for r in again]) != rows[0]).any()
+
+
+def test_batches_through_the_pipeline_have_fixed_shapes(tmp_path):
+    task = make(max_predictions=3)
+    examples = task.examples(TEXT, "train", LetterTokenizer(), tmp_path)
+    pipeline = Pipeline(examples, lambda e, rng: task.features(e, rng, VOCABULARY), seed=0, batch_size=4)
+    for step in (0, 7):
+        shapes = {name: value.shape for name, value in pipeline.batch(step).items()}
+        assert shapes.pop("example_index") == shapes.pop("example_weight") == (4,)
+        assert shapes == {
+            **dict.fromkeys(("input_ids", "segment_ids", "positions"), (4, 12)),
+            **dict.fromkeys(("masked_positions", "masked_labels", "masked_weights"), (4, 3)),
+        }
+
+
 @pytest.fixture(scope="module")
 def trained():
     task = make(attend_across=False)
@@ -80,8 +111,6 @@ def test_loss_equals_a_dense_recomputation(trained):
     # At their initial values the norm and the output bias could be missing without a trace.
     head = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape), head)
     variables = {"params": {"model": model, "heads": {"masked_lm": head}}}
-    from kernels.attention import Positions
-
     encoded = TinyEncoder().apply(
         {"params": model},
         batch["input_ids"],

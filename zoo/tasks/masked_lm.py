@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.data.masking import mask_tokens
-from zoo.data.packing import PackedRows
+from zoo.data.packing import PackedRows, Specials
 from zoo.data.store import prepare
 from zoo.errors import UserError
 from zoo.tasks.registration import registry
@@ -26,9 +26,9 @@ from zoo.tasks.task import Heads, Output, Task, check_same_length, cross_entropy
 class MaskedLM(Task):
     """−Σ_k w_k log p(y_k) / Σ_k w_k over the masked positions (Devlin et al. 2018, arXiv 1810.04805, section 3.1).
 
-    p = softmax(LN(gelu(h W + b)) Eᵀ + c) with E the input embedding. Rows are filled with documents, which may be cut
-    at a row's end; masks are dynamic (RoBERTa, arXiv 1907.11692, section 4.1): a function of seed, epoch and row. Only
-    the masked positions meet the vocabulary.
+    p = softmax(LN(gelu(h W + b)) Eᵀ + c) with E the input embedding. Rows are filled with documents, anew for every
+    epoch; masks are dynamic (RoBERTa, arXiv 1907.11692, section 4.1): a function of seed, epoch and row. Only the
+    masked positions meet the vocabulary.
 
     Attributes:
       rate: the share of a row's tokens to hide.
@@ -38,6 +38,8 @@ class MaskedLM(Task):
       attend_across: documents packed into one row see each other and positions run through; else each is alone and
         its positions begin at 0.
       specials: where [CLS] and [SEP] stand: around no text, each row's, or each document's.
+      split_documents: a document may go on in another row; else only one longer than a row is cut.
+      seed: of the order in which documents are packed.
       activation: gelu by the error function or by tanh.
       norm_epsilon: of the head's layer norm.
     """
@@ -47,7 +49,9 @@ class MaskedLM(Task):
     whole_word: bool = False
     replace: tuple[float, float, float] = (0.8, 0.1, 0.1)
     attend_across: bool = False
-    specials: Literal["none", "row", "document"] = "document"
+    specials: Specials = "document"
+    split_documents: bool = True
+    seed: int = 0
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     norm_epsilon: float = 1e-12
 
@@ -74,7 +78,14 @@ class MaskedLM(Task):
     def examples(self, source: Any, split: str, tokenizer: Any, directory: Any) -> PackedRows:
         """Packed rows over the prepared store, which is made in `directory` where it is not there yet."""
         store = prepare(source, split, tokenizer, directory)
-        return PackedRows(store, tokenizer.vocabulary, row_length=self.max_length, specials=self.specials)
+        return PackedRows(
+            store,
+            tokenizer.vocabulary,
+            row_length=self.max_length,
+            seed=self.seed,
+            split_documents=self.split_documents,
+            specials=self.specials,
+        )
 
     def features(
         self, example: Mapping[str, np.ndarray], rng: np.random.Generator, vocabulary: Any
@@ -85,7 +96,7 @@ class MaskedLM(Task):
         or 0 for an unused slot.
         """
         ids, segment_ids = example["input_ids"], example["segment_ids"]
-        masked, positions, labels, weights = mask_tokens(
+        masked = mask_tokens(
             ids,
             example["word_starts"],
             vocabulary=vocabulary,
@@ -96,11 +107,11 @@ class MaskedLM(Task):
             replace=self.replace,
         )
         features = {
-            "input_ids": masked,
+            "input_ids": masked.ids,
             "segment_ids": (segment_ids > 0).astype(np.int32) if self.attend_across else segment_ids,
-            "masked_positions": positions,
-            "masked_labels": labels,
-            "masked_weights": weights,
+            "masked_positions": masked.positions,
+            "masked_labels": masked.labels,
+            "masked_weights": masked.weights,
         }
         if not self.attend_across:
             features["positions"] = example["positions"]
