@@ -40,7 +40,14 @@ from zoo.training.progress import Progress
 from zoo.training.records import METRICS, Records, read_records
 from zoo.training.schedules import registry as schedules
 from zoo.training.settings import MeshSettings, RunSettings
-from zoo.training.sharding import make_mesh, put_batch, state_shardings, with_shardings
+from zoo.training.sharding import (
+    make_mesh,
+    parameter_shardings,
+    put_batch,
+    replicated,
+    state_shardings,
+    with_shardings,
+)
 from zoo.training.signals import STOPPED_EXIT_CODE, StopRequested
 from zoo.training.step import TrainState, initial_state, make_eval_step, make_train_step
 
@@ -59,6 +66,15 @@ class Stopped(RuntimeError):
     """The run was asked to stop; it has saved and can be resumed."""
 
 
+class Evaluation(NamedTuple):
+    """What scoring needs: the compiled step and the size of its batches."""
+
+    parts: Parts
+    mesh: Mesh
+    batch_size: int
+    step: Any
+
+
 class Trainer(NamedTuple):
     """Everything the loop needs, compiled or ready to compile."""
 
@@ -71,7 +87,7 @@ class Trainer(NamedTuple):
     shardings: TrainState
     optimizer: optax.GradientTransformation
     train_step: Any
-    eval_step: Any
+    evaluation: Evaluation
     dev: Sequence | None
 
     @property
@@ -170,11 +186,21 @@ def build_trainer(parts: Parts, workdir: Path) -> Trainer:
         accumulation=settings.accumulation,
         nonfinite=settings.nonfinite,
     )
-    eval_step = make_eval_step(parts.module.apply, shardings=shardings)
+    evaluation = build_evaluation(parts, shapes.params)
     dev = parts.examples("dev", workdir) if "dev" in parts.source.splits() else None
     return Trainer(
-        parts, settings, mesh, total_steps, pipeline, shapes, shardings, transformation, train_step, eval_step, dev
+        parts, settings, mesh, total_steps, pipeline, shapes, shardings, transformation, train_step, evaluation, dev
     )
+
+
+def build_evaluation(parts: Parts, params: Any) -> Evaluation:
+    """The compiled evaluation of a run, on the mesh it trains on; `params` may be arrays or shapes."""
+    settings = make(RunSettings, parts.config.train.to_dict(), "train")
+    mesh = make_mesh(**vars(make(MeshSettings, parts.config.mesh.to_dict(), "mesh")))
+    laid_out = parameter_shardings(params, mesh, has_layer_axis=has_layer_axis)
+    shardings = TrainState(step=replicated(mesh), params=laid_out, opt_state=(), extra={})
+    step = make_eval_step(parts.module.apply, shardings=shardings)
+    return Evaluation(parts, mesh, settings.evaluation_batch_size or settings.batch_size, step)
 
 
 def fresh_state(parts: Parts, pipeline: Pipeline, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
@@ -242,7 +268,7 @@ def loop(
                 records.timing(step, {"seconds": now - since, "tokens_per_second": tokens / (now - since)})
                 logged, since = step, now
             if due(step, settings.evaluate_every, total) and trainer.dev is not None:
-                scores = evaluate(trainer.parts, trainer.eval_step, state.params, trainer.dev, trainer)
+                scores = evaluate(trainer.evaluation, state.params, trainer.dev)
                 records.metrics(step, {f"dev/{name}": value for name, value in scores.items()})
                 since = time.monotonic()
             if saving_now:
@@ -278,22 +304,20 @@ def check_finite(watched: list[tuple[int, jax.Array]], trainer: Trainer, records
         logger.warning("step %d is not finite and was skipped; its examples are listed in %s", step, path)
 
 
-def evaluate(parts: Parts, eval_step: Any, params: Any, examples: Sequence, trainer: Trainer) -> dict[str, float]:
+def evaluate(evaluation: Evaluation, params: Any, examples: Sequence) -> dict[str, float]:
     """The task's scores over all the examples, in the training mesh."""
-    gathered: list[dict[str, np.ndarray]] = []
+    parts = evaluation.parts
     batches = evaluation_batches(
         examples,
         parts.features,
-        batch_size=trainer.settings.evaluation_batch_size or trainer.settings.batch_size,
+        batch_size=evaluation.batch_size,
         seed=parts.config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    for batch in batches:
-        _, predictions = eval_step(params, put_batch(batch, trainer.mesh))
-        gathered.append(predictions)
-    whole = {name: np.concatenate([np.asarray(p[name]) for p in gathered])[: len(examples)] for name in gathered[0]}
-    return parts.task.score(whole, examples)
+    gathered = [evaluation.step(params, put_batch(batch, evaluation.mesh))[1] for batch in batches]
+    predictions = {n: np.concatenate([np.asarray(p[n]) for p in gathered])[: len(examples)] for n in gathered[0]}
+    return parts.task.score(predictions, examples)
 
 
 if __name__ == "__main__":
