@@ -250,6 +250,7 @@ def test_one_part_of_several_is_set_by_its_index(config_file):
         ("model.widht=3", ["config.model: has no argument 'widht'; did you mean 'width'", "heads: int | None = None"]),
         ("model.heads=two", ["--config.model.heads", "expected int | None", "'two'"]),
         ("model.encoding=rop", ["config.model.encoding: unknown encoding 'rop'"]),
+        ("data=tsv+tsv", ["config.data takes one part, not 2; only encoding takes several"]),
         ("pair=rope", ["config.pair cannot be replaced whole"]),
         ("encoding=", ["unknown encoding ''"]),
     ],
@@ -293,6 +294,11 @@ def test_wrong_files_are_named_with_those_nearby(config_file, tmp_path):
         (
             "from ml_collections import ConfigDict\ndef get_config(arg):\n    return ConfigDict(dict(encoding=dict(name='rop')))\n",
             "config.encoding: unknown encoding 'rop'; did you mean 'rope'",
+        ),
+        (
+            "from ml_collections import ConfigDict\n"
+            "def get_config(arg):\n    return ConfigDict(dict(data=(dict(name='tsv'), dict(name='tsv'))))\n",
+            "config.data takes one part, not 2",
         ),
         (
             "from ml_collections import ConfigDict\n"

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, RequiredValueError
 
 from zoo.errors import UserError, near
-from zoo.overrides import apply, fields_class, registry_at, unknown_field
+from zoo.overrides import apply, check_composed, fields_class, registry_at, unknown_field
 from zoo.parts import Schema, field_defaults, field_types, schema
 from zoo.registry import to_config
 
@@ -161,6 +161,8 @@ def _tree(value: Any, where: str) -> Any:
 def _complete(value: Any, where: str, schema: Schema) -> Any:
     """The tree `value` with the default of every field that a part or a group of known fields in it leaves out."""
     if isinstance(value, tuple):
+        if registry_at(where, schema) is not None:
+            check_composed(where, value)
         return tuple(_complete(v, f"{where}.{i}", schema) for i, v in enumerate(value))
     if not isinstance(value, dict):
         return value

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections.config_dict import FieldReference
 
 from zoo.errors import UserError, near
-from zoo.parts import Schema, describe_fields, field_defaults, field_types, schema
+from zoo.parts import COMPOSED, Schema, describe_fields, field_defaults, field_types, schema
 from zoo.registry import Registry, coerce, to_config
 
 Tree = dict[str, Any]
@@ -124,7 +124,19 @@ def parse_parts(text: str, where: str, schema: Schema = schema) -> Any:
     """
     pieces = _split(text, re.compile(r"\+(?=[A-Za-z_])"))
     parts = tuple(_parse_part(piece, where, registry_at(where, schema)) for piece in pieces)
+    if len(parts) > 1:
+        check_composed(where, parts)
     return parts[0] if len(parts) == 1 else parts
+
+
+def check_composed(where: str, parts: tuple[Any, ...]) -> None:
+    """Refuses several parts where one is taken.
+
+    Raises:
+      UserError: names the keys that take several.
+    """
+    if kind_of(where) not in COMPOSED:
+        raise UserError(f"{where} takes one part, not {len(parts)}; only {', '.join(sorted(COMPOSED))} takes several")
 
 
 def _parse_part(text: str, where: str, registry: Registry | None) -> Tree:

@@ -28,6 +28,9 @@ REGISTRIES: dict[str, tuple[str, str]] = {
     "schedule": ("zoo.training.schedules", "registry"),
 }
 
+# The keys that may hold several parts at once, `fox+rope`; the others hold one.
+COMPOSED = frozenset({"encoding"})
+
 # Config key → (module, attribute) of the frozen dataclass whose fields the group holds.
 GROUPS: dict[str, tuple[str, str]] = {
     "model": ("zoo.models", "ModelConfig"),
