@@ -23,7 +23,6 @@ REGISTRIES: dict[str, tuple[str, str]] = {
     "task": ("zoo.tasks", "registry"),
     "data": ("zoo.data", "registry"),
     "tokenizer": ("zoo.data.tokenizers", "registry"),
-    "tokenizer": ("zoo.data.tokenizers", "registry"),
     "optimizer": ("zoo.training.optimizer", "registry"),
     "schedule": ("zoo.training.schedules", "registry"),
 }
