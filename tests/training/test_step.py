@@ -146,7 +146,7 @@ def test_evaluation_returns_sums_and_rows_in_order(stop):
 
 
 def test_mistakes_are_named():
-    tiny = setup(coefficients={"token": 1.0})
+    tiny = setup(coefficients=(("token", 1.0),))
     with pytest.raises(UserError, match=r"'token', which is none; did you mean 'tokens'"):
         tiny.train_step(tiny.fresh(), tiny.put(make_batch(0)))
     tiny = setup(accumulation=3)

@@ -102,19 +102,22 @@ class Setup(NamedTuple):
 LAMB = optimizer.Lamb(learning_rate=0.02)
 
 
-def setup(mesh=None, part=LAMB, dropout=False, **options):
-    """Everything train.py makes, at the smallest size."""
+def setup(mesh=None, part=LAMB, dropout=False, coefficients=(("tokens", 1.0), ("square", 0.5)), seed=7, **options):
+    """Everything train.py makes, at the smallest size; the same choices are compiled once for all tests."""
     mesh = mesh if mesh is not None else sharding.make_mesh(devices=jax.devices()[:1])
+    return _setup(mesh, part, dropout, coefficients=coefficients, seed=seed, **options)
+
+
+@functools.cache
+def _setup(mesh, part, dropout, *, coefficients, **options):
     schedule = schedules.Linear(warmup=2).build(part.learning_rate, 20)
     transformation = part.build(schedule, has_layer_axis=has_layer_axis)
-
-    params = initial_params()
-    state = step.initial_state(params, transformation)
+    state = step.initial_state(initial_params(), transformation)
     shardings = sharding.state_shardings(state, mesh, has_layer_axis=has_layer_axis)
-    # A copy: the step donates its state, and device_put may alias what is there already.
-    fresh = lambda: jax.device_put(jax.tree.map(np.array, state), shardings)  # noqa: E731
-    options = {"coefficients": {"tokens": 1.0, "square": 0.5}, "seed": 7} | options
-    train_step = step.make_train_step(
-        Tiny(dropout).apply, transformation, schedule=schedule, shardings=shardings, **options
-    )
-    return Setup(mesh, shardings, fresh, train_step)
+
+    def fresh():
+        # A copy: the step donates its state, and device_put may alias what is there already.
+        return jax.device_put(jax.tree.map(np.array, state), shardings)
+
+    options |= {"coefficients": dict(coefficients), "schedule": schedule, "shardings": shardings}
+    return Setup(mesh, shardings, fresh, step.make_train_step(Tiny(dropout).apply, transformation, **options))
