@@ -1,3 +1,5 @@
+"""Classification of single sentences and pairs: truncation, the head, the official metrics."""
+
 import chex
 import hypothesis
 import jax

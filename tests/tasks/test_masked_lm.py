@@ -1,3 +1,5 @@
+"""Masked LM: packing, fixed slots, the tied head, against a dense recomputation."""
+
 import chex
 import jax
 import jax.numpy as jnp

@@ -1,3 +1,5 @@
+"""The official scores against seqeval and scikit-learn, and by hand."""
+
 import math
 import warnings
 

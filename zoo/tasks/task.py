@@ -88,7 +88,7 @@ class Heads(nn.Module):
     make: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, *args):
+    def __call__(self, *args: Any) -> Any:
         return self.make(name=self.task)(*args)
 
 
