@@ -126,7 +126,7 @@ def test_saved_and_loaded_is_the_same(tmp_path, lowercase, chinese_words):
 
 
 def test_loading_what_is_no_tokenizer(tmp_path):
-    with pytest.raises(UserError, match="no vocab.txt, no tokenizer.json"):
+    with pytest.raises(UserError, match=r"no vocab\.txt, no tokenizer\.json"):
         tokenizers.load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         tokenizers.load_tokenizer(tmp_path / "vocab.txt")
