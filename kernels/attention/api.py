@@ -28,7 +28,7 @@ def attention(
     *,
     terms: tuple[Term, ...] = (),
     mask: AttentionMask = AttentionMask(),  # noqa: B008 (frozen, without arrays)
-    scale: float | Array | None = None,
+    scale: float | int | Array | None = None,
     positions: Positions | tuple[Positions, Positions] | None = None,
     dropout: tuple[float, Array] | None = None,
     implementation: Implementation | None = None,
@@ -85,7 +85,7 @@ def logits(
     k: Float[Array, "B S K H"],
     *,
     mask: AttentionMask | None = None,
-    scale: float | Array | None = None,
+    scale: float | int | Array | None = None,
     positions: Positions | tuple[Positions, Positions] | None = None,
 ) -> Float[Array, "B N T S"]:
     """The scores of `attention` before softmax, dense, for cores that use them otherwise (relu², clipped softmax).
@@ -113,7 +113,7 @@ def _check(q, k, terms, mask, scale, positions, value_width) -> Placement:
     return placement
 
 
-def _scale(scale: float | Array | None, q: Array) -> float | Array:
+def _scale(scale: float | int | Array | None, q: Array) -> float | Array:
     return q.shape[-1] ** -0.5 if scale is None else scale
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
+from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
 
 
+@no_type_check  # leaves may be whatever JAX puts through a pytree
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AttentionMask:

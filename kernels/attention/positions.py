@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
 
 
+@no_type_check  # leaves may be whatever JAX puts through a pytree
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Positions:
@@ -39,6 +41,7 @@ class Positions:
         return self.token.shape[-1]
 
 
+@no_type_check  # leaves may be whatever JAX puts through a pytree
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Placement:

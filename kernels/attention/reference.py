@@ -30,7 +30,7 @@ def attention(
     *,
     terms: tuple[Term, ...],
     mask: AttentionMask,
-    scale: float | Array,
+    scale: float | int | Array,
     placement: Placement,
     dropout: tuple[float, Array] | None,
 ) -> Float[Array, "B T N W"]:
@@ -61,7 +61,7 @@ def logits(
     k: Float[Array, "B S K H"],
     *,
     mask: AttentionMask | None,
-    scale: float | Array,
+    scale: float | int | Array,
     placement: Placement,
 ) -> Float[Array, "B N T S"]:
     """The scores before softmax, at least float32; −inf where `mask` hides the key."""

@@ -21,8 +21,13 @@ _ONE_HOT_ENTRIES = 1 << 20
 
 
 def skew(x: Float[Array, "*any T C"], keys: int) -> Float[Array, "*any T S"]:
-    """out[y, x] = in[y, x − y + T − 1] for x < keys; C ≥ T + keys − 1."""
-    *lead, rows, columns = x.shape
+    """out[y, x] = in[y, x − y + T − 1] for x < keys; C ≥ T + keys − 1. The gradient is `unskew`."""
+    return _skew(x, keys, x.shape[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _skew(x: Array, keys: int, columns: int) -> Array:
+    *lead, rows, _ = x.shape
     if rows == 1:
         return x[..., :keys]
     flat = x.reshape(*lead, rows * columns)[..., rows - 1 : rows - 1 + rows * (columns - 1)]
@@ -30,13 +35,42 @@ def skew(x: Float[Array, "*any T C"], keys: int) -> Float[Array, "*any T S"]:
 
 
 def unskew(x: Float[Array, "*any T S"], columns: int) -> Float[Array, "*any T C"]:
-    """The transpose of `skew`: out[y, c] = in[y, c + y − T + 1], zero where that is no key."""
-    *lead, rows, keys = x.shape
-    none = [(0, 0)] * len(lead)
-    if rows == 1:
-        return jnp.pad(x, [*none, (0, 0), (0, columns - keys)])
-    flat = jnp.pad(x, [*none, (0, 0), (0, columns - 1 - keys)]).reshape(*lead, rows * (columns - 1))
-    return jnp.pad(flat, [*none, (rows - 1, 1)]).reshape(*lead, rows, columns)
+    """The transpose of `skew`: out[y, c] = in[y, c + y − T + 1], zero where that is no key. The gradient is `skew`."""
+    return _unskew(x, x.shape[-1], columns)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _unskew(x: Array, keys: int, columns: int) -> Array:
+    # The transpose that JAX derives pads twice, around a reshape; reading rows one longer out of one pad is twice as fast.
+    *lead, rows, _ = x.shape
+    width = max(keys + 2 * (rows - 1), columns - 1)
+    padding = [(0, 0)] * len(lead) + [(0, 1), (rows - 1, width - keys - rows + 1)]
+    flat = jnp.pad(x, padding).reshape(*lead, (rows + 1) * width)[..., : rows * (width + 1)]
+    return flat.reshape(*lead, rows, width + 1)[..., :columns]
+
+
+_skew.defvjp(
+    lambda x, keys, columns: (_skew(x, keys, columns), None),
+    lambda keys, columns, _, gradient: (_unskew(gradient, keys, columns),),
+)
+_unskew.defvjp(
+    lambda x, keys, columns: (_unskew(x, keys, columns), None),
+    lambda keys, columns, _, gradient: (_skew(gradient, keys, columns),),
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def entries(table: Float[Array, "C H"], queries: int, keys: int, columns: int) -> Float[Array, "T S H"]:
+    """out[y, x] = table[x − y + T − 1] for a table of C = `columns` rows; the gradient is summed by `unskew`."""
+    return table[np.arange(keys)[None, :] - np.arange(queries)[:, None] + queries - 1]
+
+
+entries.defvjp(
+    lambda table, queries, keys, columns: (entries(table, queries, keys, columns), None),
+    lambda queries, keys, columns, _, gradient: (
+        jnp.sum(_unskew(jnp.moveaxis(gradient, 2, 0), keys, columns), axis=1).T,
+    ),
+)
 
 
 def expand(values: Array, index: np.ndarray, axis: int) -> Array:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, no_type_check, runtime_checkable
 
 import jax
 import numpy as np
@@ -24,7 +24,8 @@ def _static(**kwargs):
 
 
 def _pytree(cls):
-    return jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
+    # Leaves may be whatever JAX puts through a pytree (shapes, specs, None), so a type checker must not look at them.
+    return no_type_check(jax.tree_util.register_dataclass(dataclass(frozen=True)(cls)))
 
 
 @runtime_checkable

@@ -1,6 +1,8 @@
 """The terms of a tile of queries: what each adds to its scores, from tables that are sliced or gathered.
 
-A tile is a run of queries against a run of keys. Heads are split `[K, G]`: G query heads share one key/value head.
+A tile is a run of queries against a run of keys. G query heads share one key/value head, and stand as G·T rows of it: arrays
+of queries are `[B, K, G·T, H]`, scores `[B, K, G·T, S]`, split to `[B, K, G, T, …]` only where a term needs it (with G = 1
+the extra axis alone costs XLA's CPU backend a copy at every product).
 Every function here is linear or smooth in its arrays and is differentiated by JAX, tile by tile.
 """
 
@@ -15,7 +17,7 @@ import numpy as np
 from jaxtyping import Array
 
 from kernels.attention.reference import table_rows
-from kernels.attention.skew import collect, expand, pick, skew, unskew
+from kernels.attention.skew import collect, entries, expand, pick, skew, unskew
 from kernels.attention.terms import (
     Dense,
     Multiply,
@@ -28,6 +30,9 @@ from kernels.attention.terms import (
     Term,
     Toeplitz,
 )
+
+# Measured on a CPU: up to 64 queries and keys one product per query beats a product with every column and a skew.
+_FEW_ENTRIES = 64 * 64
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -84,7 +89,12 @@ class Geometry:
 
     @property
     def columns(self) -> int:
-        return self.chunk + self.width - 1 if self.tiles == 1 else (self.key_blocks + 1) * self.chunk
+        return -(-(self.chunk + self.width - 1) // 16) * 16 if self.tiles == 1 else (self.key_blocks + 1) * self.chunk
+
+    @property
+    def few_entries(self) -> bool:
+        """Whether a shared table may be laid out as [T, S, H]: half the products, for an array no larger than a batch of keys."""
+        return self.tiles == 1 and self.offset is not None and self.chunk * self.width <= _FEW_ENTRIES
 
     @property
     def key_padding(self) -> tuple[int, int]:
@@ -100,6 +110,18 @@ class Geometry:
         shift = 0 if self.band is not None else (self.tiles - 1) * self.chunk
         first = -(self.band[0] if self.band is not None else self.offset + shift) - self.chunk + 1
         return first + np.arange(self.columns + shift)
+
+    def split(self, x: Array) -> Array:
+        """`[B, K, G·T, C]` → `[B, K, G, T, C]`; as it is where G = 1."""
+        return x if self.groups == 1 else x.reshape(*x.shape[:2], self.groups, self.chunk, x.shape[3])
+
+    def merge(self, x: Array) -> Array:
+        """`[B, K, G or 1, T, C]` → `[B, K, G·T, C]`; as it is with four axes."""
+        if x.ndim == 4:
+            return x
+        if x.shape[2] != self.groups:
+            x = jnp.broadcast_to(x, (*x.shape[:2], self.groups, *x.shape[3:]))
+        return x.reshape(*x.shape[:2], self.groups * x.shape[3], x.shape[4])
 
     def by_group(self, x: Array, axis: int = 0) -> Array:
         """Splits an axis of N heads into K, G; an axis of one into 1, 1."""
@@ -141,7 +163,7 @@ class Tile:
         start = (g.tiles - 1 - self.number) * g.chunk
         return jax.lax.dynamic_slice_in_dim(table, start, g.columns, axis=axis)
 
-    def index(self, rows: RowMap | ToeplitzRows) -> Array:
+    def index(self, rows: RowsOf) -> Array:
         """Row of a gathered table for every entry: int32 `[B or 1, T, S]`."""
         return rows.of(self.key_positions[:, None, :] - self.query_positions[:, :, None])
 
@@ -151,24 +173,23 @@ class Tile:
         wide = jnp.broadcast_to(table[None, :, :, None, :], (1, *table.shape[:2], self.geometry.chunk, table.shape[-1]))
         return self.per_query(wide, rows)
 
-    def per_query(self, x: Array, rows) -> Array:
-        """`[B, K, G, T, columns]` → `[B, K, G, T, S]`: of each query's columns, that of each key."""
+    def per_query(self, x: Array, rows: RowsOf) -> Array:
+        """`[…, T, columns]` → `[…, T, S]` with two or three leading axes: of each query's columns, that of each key."""
         if self.geometry.offset is not None:
             return skew(x, self.geometry.width)
         index = self.index(rows)
-        batch, kv, groups, queries, size = x.shape
-        x = jnp.broadcast_to(x, (max(batch, index.shape[0]), *x.shape[1:])).reshape(-1, kv * groups, queries, size)
-        return pick(x, index).reshape(-1, kv, groups, queries, index.shape[2])
+        batch, *_, queries, size = x.shape
+        x = jnp.broadcast_to(x, (max(batch, index.shape[0]), *x.shape[1:]))
+        return pick(x.reshape(x.shape[0], -1, queries, size), index).reshape(*x.shape[:-1], index.shape[2])
 
-    def per_column(self, x: Array, rows, size: int) -> Array:
-        """The transpose of `per_query`: sums the entries of each column, `[B, K, G, T, S]` → `[B, K, G, T, columns]`."""
+    def per_column(self, x: Array, rows: RowsOf, size: int) -> Array:
+        """The transpose of `per_query`: sums the entries of each column, `[…, T, S]` → `[…, T, columns]`."""
         if self.geometry.offset is not None:
             return unskew(x, size)
-        batch, kv, groups, queries, keys = x.shape
-        out = collect(x.reshape(batch, kv * groups, queries, keys), self.index(rows), size)
-        return out.reshape(batch, kv, groups, queries, size)
+        out = collect(x.reshape(x.shape[0], -1, *x.shape[-2:]), self.index(rows), size)
+        return out.reshape(*x.shape[:-1], size)
 
-    def per_key(self, k: Array, table: Array, heads: str, rows) -> Array:
+    def per_key(self, k: Array, table: Array, heads: str, rows: RowsOf) -> Array:
         """⟨k_j, C[ρ(r)]⟩ for every entry: `[B, K, G or 1, T, S]`; table `[columns, (K, (G,)) H]`."""
         g = self.geometry
         group = "g" if "g" in heads else ""
@@ -220,7 +241,10 @@ class MappedRows:
         return table_rows(self.rows, r)
 
 
-def _columns(values: Array, rows: ToeplitzRows | MappedRows, geometry: Geometry, axis: int) -> Array:
+RowsOf = ToeplitzRows | MappedRows
+
+
+def _columns(values: Array, rows: RowsOf, geometry: Geometry, axis: int) -> Array:
     """One column per relative position where tables are sliced; the table itself where they are gathered."""
     if geometry.offset is None:
         return values
@@ -247,16 +271,34 @@ class TableTile:
         return cls(rows, heads), _columns(values, rows, geometry, axis=0)
 
     def meets_query(self, tile: Tile, q: Array, table: Array) -> Array:
-        met = product(f"bkgqh,c{self.heads}h->bkgqc", q, tile.columns_of(table, axis=0), q.dtype)
-        return tile.per_query(met, self.rows)
+        if self._laid_out(tile):
+            return product("bkqh,qsh->bkqs", q, self._entries(tile, table), q.dtype)
+        table, split = tile.columns_of(table, axis=0), tile.geometry.split
+        if "g" in self.heads:
+            met = product("bkgqh,ckgh->bkgqc", split(q), table, q.dtype)
+        else:
+            met = split(product(f"bkqh,c{self.heads}h->bkqc", q, table, q.dtype))
+        return tile.geometry.merge(tile.per_query(met, self.rows))
 
     def meets_key(self, tile: Tile, k: Array, table: Array) -> Array:
-        return tile.per_key(k, table, self.heads, self.rows)
+        if self._laid_out(tile):
+            return product("bksh,qsh->bkqs", k, self._entries(tile, table), k.dtype)
+        return tile.geometry.merge(tile.per_key(k, table, self.heads, self.rows))
 
     def meets_probabilities(self, tile: Tile, p: Array, table: Array, dtype: jnp.dtype) -> Array:
-        table = tile.columns_of(table, axis=0)
-        summed = tile.per_column(p, self.rows, table.shape[0])
-        return product(f"bkgqc,c{self.heads}h->bkgqh", summed, table, dtype)
+        if self._laid_out(tile):
+            return product("bkqs,qsh->bkqh", p, self._entries(tile, table), dtype)
+        table, g = tile.columns_of(table, axis=0), tile.geometry
+        summed = tile.per_column(g.split(p), self.rows, table.shape[0])
+        if "g" in self.heads:
+            return g.merge(product("bkgqc,ckgh->bkgqh", summed, table, dtype))
+        return product(f"bkqc,c{self.heads}h->bkqh", g.merge(summed), table, dtype)
+
+    def _laid_out(self, tile: Tile) -> bool:
+        return not self.heads and tile.geometry.groups == 1 and tile.geometry.few_entries
+
+    def _entries(self, tile: Tile, table: Array) -> Array:
+        return entries(table, tile.geometry.chunk, tile.geometry.width, table.shape[0])
 
 
 @dataclass(frozen=True)
@@ -292,17 +334,17 @@ def channel_product(
     tile: Tile, q: Array, k: Array, channels: tuple[ChannelTile, ...], tables: tuple[Array, ...]
 ) -> Array:
     """Σ_c q_ic k_jc Π m[n, r, c], one channel at a time: no array has both keys and channels."""
-    wide = jnp.promote_types(q.dtype, jnp.float32)
+    wide, g = jnp.promote_types(q.dtype, jnp.float32), tile.geometry
 
     @jax.checkpoint
     def add(total, channel):
         q, k, tables = channel
-        outer = q.astype(wide)[..., :, None] * k.astype(wide)[:, :, None, None, :]
+        outer = q.astype(wide)[..., :, None] * k.astype(wide)[:, :, None, :]
         for part, table in zip(channels, tables, strict=True):
-            outer = outer * tile.lookup(table, part.rows)
+            outer = outer * g.merge(tile.lookup(table, part.rows))
         return total + outer, None
 
-    zero = jnp.zeros((*q.shape[:4], k.shape[2]), wide)
+    zero = jnp.zeros((*q.shape[:3], k.shape[2]), wide)
     return jax.lax.scan(add, zero, (jnp.moveaxis(q, -1, 0), jnp.moveaxis(k, -1, 0), tables))[0]
 
 
@@ -412,26 +454,27 @@ class TileTerms:
         whole = {kind: tuple(whole for *_, whole in found) for kind, found in parts.items()}
         return cls(*(tuple(part for part, *_ in found) for found in parts.values())), rows, whole
 
-    def scores(self, tile: Tile, q: Array, k: Array, scale: float | Array, rows, whole) -> Array:
-        """The tile's scores before the mask, float32 at least: `[B, K, G, T, S]`."""
+    def scores(self, tile: Tile, q: Array, k: Array, scale: float | int | Array, rows, whole) -> Array:
+        """The tile's scores before the mask, float32 at least: `[B, K, G·T, S]`."""
+        merge = tile.geometry.merge
         if self.channels:
             total = channel_product(tile, q, k, self.channels, whole["channels"])
         else:
-            total = product("bkgqh,bksh->bkgqs", q, k, q.dtype)
+            total = product("bkqh,bksh->bkqs", q, k, q.dtype)
         for part, table in zip(self.query_tables, whole["query"], strict=True):
             total = total + part.meets_query(tile, q, table)
         for part, table in zip(self.key_tables, whole["key"], strict=True):
             total = total + part.meets_key(tile, k, table)
         total = total * jnp.asarray(scale, total.dtype)
         for part, table in zip(self.factors, whole["factors"], strict=True):
-            total = total * part.at(tile, (), table)
+            total = total * merge(part.at(tile, (), table))
         for part, row, table in zip(self.biases, rows["biases"], whole["biases"], strict=True):
-            total = total + part.at(tile, row, table).astype(total.dtype)
+            total = total + merge(part.at(tile, row, table)).astype(total.dtype)
         return total
 
     def outputs(self, tile: Tile, p: Array, v: Array, whole) -> Array:
-        """Σ_j p_ij (v_j + Σ E[ρ(r)]) for the tile: `[B, K, G, T, Hv]`, float32 at least."""
-        out = product("bkgqs,bksh->bkgqh", p, v, v.dtype)
+        """Σ_j p_ij (v_j + Σ E[ρ(r)]) for the tile: `[B, K, G·T, Hv]`, float32 at least."""
+        out = product("bkqs,bksh->bkqh", p, v, v.dtype)
         for part, table in zip(self.value_tables, whole["value"], strict=True):
             out = out + part.meets_probabilities(tile, p, table, v.dtype)
         return out

@@ -25,6 +25,8 @@ from kernels.attention.tiles import Geometry, Tile, TileTerms, by_tile
 # One tile up to this many entries per head; beyond, tiles of so many queries.
 _ONE_TILE_ENTRIES = 512 * 512
 _CHUNK = 128
+# Up to this many keys the backward pass is given the probabilities, no larger than q, k and v, instead of making them again.
+_KEPT_KEYS = 128
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class _Plan:
     terms: TileTerms
     scale: float | None
     rate: float
+    keep: bool
     params_tree: object
     differentiable: tuple[bool, ...]
 
@@ -46,7 +49,7 @@ def attention(
     *,
     terms: tuple[Term, ...],
     mask: AttentionMask,
-    scale: float | Array,
+    scale: float | int | Array,
     placement: Placement,
     dropout: tuple[float, Array] | None,
     chunk: int | None = None,
@@ -56,7 +59,8 @@ def attention(
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     tile_terms, rows, whole = TileTerms.prepare(terms, geometry, dtype)
     pad = functools.partial(_pad_keys, geometry=geometry)
-    rows["q"] = by_tile(geometry.by_group(jnp.swapaxes(q, 1, 2), axis=1), 3, geometry)
+    by_head = by_tile(geometry.by_group(jnp.swapaxes(q, 1, 2), axis=1), 3, geometry)
+    rows["q"] = by_head.reshape(*by_head.shape[:3], geometry.groups * geometry.chunk, q.shape[3])
     whole["k"], whole["v"] = (pad(jnp.swapaxes(x, 1, 2), 2) for x in (k, v))
     fixed_scale = float(scale) if isinstance(scale, int | float) else None
     if fixed_scale is None:
@@ -77,8 +81,17 @@ def attention(
         (pad(placement.key.token, 1), key_mask, words),
         [x for x, d in zip(leaves, differentiable, strict=True) if not d],
     )
-    plan = _Plan(geometry, tile_terms, fixed_scale, rate, tree, differentiable)
+    plan = _Plan(
+        geometry,
+        tile_terms,
+        fixed_scale,
+        rate,
+        geometry.keys <= _KEPT_KEYS and geometry.tiles == 1,
+        tree,
+        differentiable,
+    )
     out = _core(plan, rows, [x for x, d in zip(leaves, differentiable, strict=True) if d], given)
+    out = out.reshape(*out.shape[:3], geometry.groups, geometry.chunk, v.shape[3])
     # [tiles, B, K, G, chunk, Hv] → [B, T, N, Hv]
     out = jnp.moveaxis(out, (0, 4), (1, 2)).reshape(q.shape[0], -1, q.shape[2], v.shape[3])
     return out[:, : q.shape[1]]
@@ -127,25 +140,26 @@ def _forward(plan: _Plan, rows, floats, given):
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         # An empty row has total 0: its output is zero, and +inf makes every later exp(score − lse) zero too.
-        lse = jnp.where(total == 0, jnp.inf, top + jnp.log(total))[..., 0]
-        p = _drop(plan, tile, given_whole[2], weights / jnp.where(total == 0, 1, total))
+        p = weights / jnp.where(total == 0, 1, total)
+        saved = p if plan.keep else jnp.where(total == 0, jnp.inf, top + jnp.log(total))
+        p = _drop(plan, tile, given_whole[2], p)
         out = plan.terms.outputs(tile, p, tile.of_keys(whole["v"], 2), whole)
-        return out.astype(tile_rows["q"].dtype), lse
+        return out.astype(tile_rows["q"].dtype), saved
 
-    out, lse = _over_tiles(plan, one, (rows, given_rows))
-    return out, (rows, floats, given, out, lse)
+    out, softmax = _over_tiles(plan, one, (rows, given_rows))
+    return out, (rows, floats, given, out, softmax)
 
 
 def _backward(plan: _Plan, saved, gradient):
-    rows, floats, given, out, lse = saved
+    rows, floats, given, out, softmax = saved
     given_rows, given_whole, others = given
 
-    def one(total, number, tile_rows, tile_given, out, lse, gradient):
+    def one(total, number, tile_rows, tile_given, out, softmax, gradient):
         tile, visible = _place(plan, number, tile_given, given_whole)
         scores, pull_scores = jax.vjp(
             lambda rows, floats: _scores(plan, tile, visible, rows, _by_name(plan, floats, others)), tile_rows, floats
         )
-        p = jnp.exp(scores - lse[..., None])
+        p = softmax if plan.keep else jnp.exp(scores - softmax)
 
         def outputs(p, floats):
             whole = _by_name(plan, floats, others)
@@ -161,7 +175,7 @@ def _backward(plan: _Plan, saved, gradient):
             added = [t + a.astype(t.dtype) for t, a in zip(total, added, strict=True)]
         return added, d_rows
 
-    xs = (rows, given_rows, out, lse, gradient)
+    xs = (rows, given_rows, out, softmax, gradient)
     if plan.geometry.tiles == 1:
         total, d_rows = one(None, 0, *(jax.tree.map(lambda x: x[0], x) for x in xs))
         d_rows = jax.tree.map(lambda x: x[None], d_rows)
@@ -183,7 +197,7 @@ def _over_tiles(plan: _Plan, one, xs):
 
 
 def _place(plan: _Plan, number: int | Array, tile_given, given_whole) -> tuple[Tile, Array | None]:
-    """The tile, and which keys its queries see: bool broadcastable to `[B, K, G, T, S]`, or None for all."""
+    """The tile, and which keys its queries see: bool broadcastable to `[B, K, G·T, S]`, or None for all."""
     query_positions, query_segments = tile_given
     key_positions, mask, _ = given_whole
     anywhere = Tile(plan.geometry, number, query_positions, key_positions)
@@ -198,7 +212,7 @@ def _place(plan: _Plan, number: int | Array, tile_given, given_whole) -> tuple[T
     if plan.geometry.band is not None:
         index = tile.first_key + jnp.arange(plan.geometry.width, dtype=jnp.int32)
         visible = visible & ((index >= 0) & (index < plan.geometry.keys))[None, None, :]
-    return tile, None if visible is None else visible[:, None, None]
+    return tile, None if visible is None else plan.geometry.merge(visible[:, None, None])
 
 
 def _scores(plan: _Plan, tile: Tile, visible: Array | None, rows, whole) -> Array:
@@ -214,5 +228,5 @@ def _drop(plan: _Plan, tile: Tile, words, p: Array) -> Array:
     g = plan.geometry
     queries = tile.first_query + jnp.arange(g.chunk, dtype=jnp.int32)
     keys = tile.first_key + jnp.arange(g.width, dtype=jnp.int32)
-    keep = g.by_group(keep_mask(words, plan.rate, g.batch, g.heads, queries, keys), axis=1)
+    keep = g.merge(g.by_group(keep_mask(words, plan.rate, g.batch, g.heads, queries, keys), axis=1))
     return jnp.where(keep, p / (1 - plan.rate), 0)
