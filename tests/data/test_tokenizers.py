@@ -199,6 +199,7 @@ def test_part_trains_once_and_again_when_anything_changes(tmp_path, topics):
     assert (tmp_path / "tokenizer" / "vocab.txt").stat().st_mtime_ns == written
     assert json.loads((tmp_path / "tokenizer" / "training.json").read_text())["tokenizer"]["size"] == 200
     text.write_text(topics[1])
+    source = data.registry.build({"name": "text", "train": (str(text),)})
     assert part.tokenizer(source, tmp_path / "tokenizer").fingerprint != first.fingerprint
     given_path = tokenizers.registry.build({"name": "wordpiece", "path": str(tmp_path / "tokenizer")})
     assert given_path.tokenizer(source, tmp_path / "unused").vocabulary.size <= 200

@@ -84,8 +84,8 @@ def mask_tokens(
 def _whole_words(
     candidates: np.ndarray, word_starts: np.ndarray, special: np.ndarray, budget: int, rng: np.random.Generator
 ) -> np.ndarray:
+    # What follows a special token would share its number, but special tokens are no candidates.
     begins = word_starts | special
-    begins[1:] |= special[:-1]
     begins[:1] = True
     word = np.cumsum(begins)[candidates]
     first = np.flatnonzero(np.diff(word, prepend=-1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -109,6 +110,11 @@ class FileSource:
 
     def fingerprint(self) -> str:
         """SHA-256 of the files' bytes and of how they are read. Where the files lie does not enter."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        # Tokenizer, stores and checkpoints all ask; reading a corpus through once per source is enough.
         facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for split in SPLITS:
             facts[split] = [content_hash(file) for file in facts[split]]

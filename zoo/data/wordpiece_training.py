@@ -3,7 +3,8 @@
 The trainer of the `tokenizers` library breaks ties by the order of a hash table that is seeded anew at every call:
 four trainings on the same text give four numberings and now and then other pieces. This one counts the same things
 and merges by the same rule, the most frequent pair of neighbours first (byte-pair merges over `##` pieces, as there),
-and breaks ties by the ids of the pair, which depend on the text alone.
+and breaks ties by the ids of the pair. Characters are numbered in sorted order and merged pieces in the order of
+merging, so ids, and with them everything, depend on the counts of words alone, not even on the order of the texts.
 """
 
 from __future__ import annotations
@@ -50,8 +51,7 @@ def learn(
             characters[character] += count
     kept = sorted(characters, key=lambda c: (-characters[c], c))[:limit_alphabet]
     alphabet = set(kept)
-    # Sorted: from here on nothing depends on the order in which the texts came.
-    usable = sorted((word, count) for word, count in words.items() if alphabet.issuperset(word))
+    usable = [(word, count) for word, count in words.items() if alphabet.issuperset(word)]
     inner = {character for word, _ in usable for character in word[1:]}
     pieces = [*SPECIAL, *sorted(kept), *(PREFIX + c for c in sorted(inner))]
     if len(pieces) > size:
