@@ -11,6 +11,7 @@ wrong, 3 the loss is not finite, 75 asked to stop (SIGTERM) and saved.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import time
@@ -222,15 +223,18 @@ def start(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, int]:
             )
         logger.info("resuming at step %d of %d", restored.step, trainer.total_steps)
         return restored.state, restored.step
-    config = trainer.parts.config
-    initialise = jax.jit(
-        lambda: fresh_state(trainer.parts, trainer.pipeline, trainer.optimizer, config.seed),
-        out_shardings=trainer.shardings,
-    )
-    state = initialise()
-    if config.init_from is not None:
-        state = state.replace(params=load_parameters(config.init_from, state.params))
+    state = initial(trainer)
+    init_from = trainer.parts.config.init_from
+    if init_from is not None:
+        state = state.replace(params=load_parameters(init_from, state.params))
     return state, 0
+
+
+def initial(trainer: Trainer) -> TrainState:
+    """The state of random parameters, made in its shards."""
+    seed = trainer.parts.config.seed
+    make_state = functools.partial(fresh_state, trainer.parts, trainer.pipeline, trainer.optimizer, seed)
+    return jax.jit(make_state, out_shardings=trainer.shardings)()
 
 
 # --- loop
@@ -248,14 +252,17 @@ def loop(
     watched: list[tuple[int, jax.Array]] = []
     logged, since = step, time.monotonic()
     with StopRequested() as stop, contextlib.closing(trainer.pipeline.iterate(step)) as batches:
-        while step < total and not stop:
+        stopping = False
+        while step < total and not stopping:
             _, batch = next(batches)
             state, metrics = trainer.train_step(state, put_batch(batch, trainer.mesh))
             step += 1
             watched.append((step, metrics["finite"]))
             watched[max(0, len(watched) - STEPS_AHEAD)][1].block_until_ready()
+            # Read once: a signal that comes later in this turn must not end the loop before it is saved.
+            stopping = bool(stop)
             logging_now = due(step, settings.log_every, total)
-            saving_now = due(step, settings.checkpoint_every, total) or stop
+            saving_now = due(step, settings.checkpoint_every, total) or stopping
             if logging_now or saving_now:
                 check_finite(watched, trainer, records)
                 watched.clear()
