@@ -65,7 +65,7 @@ def logits(
     placement: Placement,
 ) -> Float[Array, "B N T S"]:
     """The scores before softmax, at least float32; −inf where `mask` hides the key."""
-    batch, heads, dtype = q.shape[0], q.shape[2], _accumulator(q)
+    batch, heads, dtype = q.shape[0], q.shape[2], accumulator(q.dtype)
     k = jnp.repeat(k, heads // k.shape[2], axis=2)
     scores = _content(terms, q, k, placement)
     for term in terms:
@@ -95,7 +95,7 @@ def _content(terms: tuple[Term, ...], q: Array, k: Array, placement: Placement) 
     for term in channels:
         factor = factor * _lookup(term.values, term.zero, placement).astype(q.dtype)
     product = jnp.einsum("btnh,bsnh->bntsh", q, k) * factor
-    return jnp.sum(product, axis=-1, dtype=_accumulator(q))
+    return jnp.sum(product, axis=-1, dtype=accumulator(q.dtype))
 
 
 def _bias(term: Term, placement: Placement, dtype: jnp.dtype) -> Array:
@@ -153,10 +153,10 @@ def _over_batch(x: Array, batch: int) -> Array:
     return jnp.broadcast_to(x, (batch, *x.shape[1:]))
 
 
-def _accumulator(x: Array) -> jnp.dtype:
-    """Sums and softmax run in float32 at least: float64 where the inputs are."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype of sums and softmax: float64 for float64, float32 for everything narrower."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def _einsum(spec: str, x: Array, y: Array) -> Array:
-    return jnp.einsum(spec, x, y, preferred_element_type=_accumulator(x))
+    return jnp.einsum(spec, x, y, preferred_element_type=accumulator(x.dtype))

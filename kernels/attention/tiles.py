@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from kernels.attention.reference import table_rows
+from kernels.attention.reference import accumulator, table_rows
 from kernels.attention.skew import collect, entries, expand, pick, skew, unskew
 from kernels.attention.terms import (
     Dense,
@@ -41,7 +41,7 @@ def product(spec: str, x: Array, y: Array, dtype: jnp.dtype) -> Array:
 
     JAX's own transpose would multiply the float32 cotangent, which no matrix unit does at speed.
     """
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = accumulator(dtype)
     return jnp.einsum(spec, x.astype(dtype), y.astype(dtype), preferred_element_type=wide)
 
 
@@ -334,7 +334,7 @@ def channel_product(
     tile: Tile, q: Array, k: Array, channels: tuple[ChannelTile, ...], tables: tuple[Array, ...]
 ) -> Array:
     """Σ_c q_ic k_jc Π m[n, r, c], one channel at a time: no array has both keys and channels."""
-    wide, g = jnp.promote_types(q.dtype, jnp.float32), tile.geometry
+    wide, g = accumulator(q.dtype), tile.geometry
 
     @jax.checkpoint
     def add(total, channel):

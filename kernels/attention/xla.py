@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from kernels.attention.dropout import keep_mask
 from kernels.attention.mask import AttentionMask
 from kernels.attention.positions import Placement
+from kernels.attention.reference import accumulator
 from kernels.attention.terms import Term
 from kernels.attention.tiles import Geometry, Tile, TileTerms, by_tile
 
@@ -56,7 +57,7 @@ def attention(
 ) -> Float[Array, "B T N W"]:
     """As `reference.attention`, for the same arguments; `chunk` is the number of queries of a tile, None chooses it."""
     geometry = _geometry(q.shape, k.shape, mask, placement, chunk)
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    dtype = accumulator(q.dtype)
     tile_terms, rows, whole = TileTerms.prepare(terms, geometry, dtype)
     pad = functools.partial(_pad_keys, geometry=geometry)
     by_head = by_tile(geometry.by_group(jnp.swapaxes(q, 1, 2), axis=1), 3, geometry)
@@ -180,7 +181,7 @@ def _backward(plan: _Plan, saved, gradient):
         total, d_rows = one(None, 0, *(jax.tree.map(lambda x: x[0], x) for x in xs))
         d_rows = jax.tree.map(lambda x: x[None], d_rows)
     else:
-        zero = [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in floats]
+        zero = [jnp.zeros(x.shape, accumulator(x.dtype)) for x in floats]
         numbers = jnp.arange(plan.geometry.tiles, dtype=jnp.int32)
         total, d_rows = jax.lax.scan(lambda total, x: one(total, *x), zero, (numbers, *xs))
     return d_rows, [t.astype(x.dtype) for t, x in zip(total, floats, strict=True)], None
