@@ -52,7 +52,9 @@ def compatible(
     part: Mixer = mixers.build(mixer)
     facts = [p.facts() for p in parts]
     taken = part.facts()
-    who = f"position encoding {' + '.join(repr(p.name) for p in parts)} cannot be used with mixer {part.name!r}: "
+    who = f"mixer {part.name!r} cannot be used: "
+    if parts:
+        who = f"position encoding {' + '.join(repr(p.name) for p in parts)} cannot be used with mixer {part.name!r}: "
 
     for p, f in zip(parts, facts, strict=True):
         for kind in sorted(f.kinds - taken.accepts):

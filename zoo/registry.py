@@ -25,8 +25,10 @@ class Registry:
     Rope(theta=500.0)
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, base: type | None = None):
+        """`base` is the class of all parts of this kind: its instances pass through `build` though they have no name here."""
         self.kind = kind
+        self._base = base
         self._parts: dict[str, type] = {}
 
     def register(self, name: str) -> Callable[[Part], Part]:
@@ -63,7 +65,7 @@ class Registry:
         Raises:
           UserError: unknown name, unknown field, or a value of the wrong type; says which would be right.
         """
-        if type(config) in self._parts.values():
+        if type(config) in self._parts.values() or (self._base and isinstance(config, self._base)):
             return config
         if isinstance(config, str):
             config = {"name": config}

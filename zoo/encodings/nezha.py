@@ -49,7 +49,7 @@ class FunctionalTable(nn.Module):
     @nn.compact
     def __call__(self, positions: Positions, span: int) -> tuple[Relative]:
         rows = Clip(self.encoding.limit)
-        phase = {"code": 0, "paper": self.encoding.limit}[self.encoding.phase]
+        phase = {"code": 0.0, "paper": float(self.encoding.limit)}[self.encoding.phase]
         wave = Wave(self.encoding.base, phase)
         table = Table(jnp.asarray(wave.table(rows.num_rows, self.head_dim))[:, None, :], rows, wave)
         return (Relative(query=table, value=table),)

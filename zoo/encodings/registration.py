@@ -1,5 +1,6 @@
 """The registry of position encodings."""
 
+from zoo.encodings.encoding import Encoding
 from zoo.registry import Registry
 
-registry = Registry("encoding")
+registry = Registry("encoding", Encoding)

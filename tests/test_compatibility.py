@@ -1,0 +1,121 @@
+"""Every pair of encoding and mixer: a yes runs, a no says why; decided without building anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import zoo
+from kernels.attention import AttentionMask
+from tests.encodings.table import ROWS, parameters, tiny_model, tokens
+from zoo.compatibility import require_compatible
+from zoo.encodings import Encoding, Facts, registry
+from zoo.errors import UserError
+from zoo.mixers import Mixer, MixerFacts
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernelised(Mixer):
+    """A stand-in for linear attention: no pairwise logits, and a reason of its own against Toeplitz terms."""
+
+    name = "kernelised"
+
+    def facts(self) -> MixerFacts:
+        return MixerFacts(
+            accepts=frozenset({"embedding", "transform"}),
+            refuses={"toeplitz": "exp(bias) does not factor into query and key parts"},
+            bidirectional=False,
+            mask_parts=frozenset({"causal"}),
+        )
+
+    def module(self, dims, encodings, style):
+        raise AssertionError("compatible must build nothing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ordered(Encoding):
+    name = "ordered"
+
+    def facts(self) -> Facts:
+        return Facts(kinds=frozenset({"core"}), ordered_keys=True, bidirectional=False)
+
+
+def test_names_configs_and_parts_mean_the_same():
+    for encoding in ("rope", {"name": "rope", "theta": 5.0}, registry.build("rope")):
+        assert zoo.compatible(encoding, "softmax")
+
+
+def test_a_refusal_carries_the_reason_and_building_raises_it():
+    answer = zoo.compatible("t5", Kernelised())
+    assert not answer and answer.reason == (
+        "position encoding 't5' cannot be used with mixer 'kernelised': 't5' brings 'toeplitz', but exp(bias) does not "
+        "factor into query and key parts"
+    )
+    with pytest.raises(UserError, match="does not factor"):
+        require_compatible(
+            zoo.encodings.registry.build("t5") and (zoo.encodings.registry.build("t5"),),
+            Kernelised(),
+            mask=AttentionMask(),
+        )
+
+
+@pytest.mark.parametrize(
+    ("encoding", "mixer", "mask", "reason"),
+    [
+        ("nezha", Kernelised(), None, "depends on content and distance together"),
+        (("rope", {"name": "rope", "theta": 1.0}), "softmax", None, "only one encoding can transform queries and keys"),
+        (Ordered(), Kernelised(), None, "replaces the attention core"),
+        (Ordered(), "softmax", AttentionMask(), "at or before the query only; use a causal mask"),
+        (
+            {"name": "alibi", "form": "nonsymmetric"},
+            "softmax",
+            AttentionMask(causal=True),
+            "not defined for a causal mask",
+        ),
+        ({"name": "alibi", "form": "nonsymmetric"}, Kernelised(), None, "brings 'toeplitz'"),
+        ("learned", Kernelised(), AttentionMask(), "'kernelised' is defined for keys at or before"),
+        ("learned", Kernelised(), AttentionMask(causal=True, window=(1, 0)), "does not honour the mask's window"),
+    ],
+)
+def test_reasons(encoding, mixer, mask, reason):
+    answer = zoo.compatible(encoding, mixer, mask=mask)
+    assert not answer and reason in answer.reason
+
+
+def test_opposite_directions_are_refused_without_a_mask():
+    both = ({"name": "alibi", "form": "nonsymmetric"}, {"name": "t5", "bidirectional": False})
+    assert "'alibi' is bidirectional only, 't5' causal only" in zoo.compatible(both, "softmax").reason
+
+
+def test_grouped_heads():
+    answer = zoo.compatible("learned", Kernelised(), grouped_heads=True)
+    assert "as many key/value heads as query heads" in answer.reason
+    assert zoo.compatible("learned", "softmax", grouped_heads=True)
+
+
+def test_wrong_names_are_errors_not_refusals():
+    with pytest.raises(UserError, match="did you mean 'rope'"):
+        zoo.compatible("rop", "softmax")
+    with pytest.raises(UserError, match="unknown mixer"):
+        zoo.compatible("rope", "softmx")
+
+
+PAIRS = list(itertools.product(ROWS, zoo.mixers.names()))
+
+
+@pytest.mark.parametrize(("row", "mixer"), PAIRS, ids=lambda v: getattr(v, "name", v))
+def test_a_yes_runs_forward_and_backward(row, mixer):
+    assert zoo.compatible(row.config, mixer, mask=AttentionMask()), "no pair of the table is refused yet"
+    model = tiny_model(row.config)
+    params = parameters(model)
+    ids = tokens(2, 5)
+    value, grads = jax.jit(jax.value_and_grad(lambda p: (model.apply(p, ids).hidden ** 2).sum()))(params)
+    assert jnp.isfinite(value)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads["params"]["stage_0"]):
+        assert jnp.all(jnp.isfinite(leaf)), path
+        # A key bias shifts all logits of a row alike, so softmax passes it no gradient but for relative terms.
+        assert jnp.any(leaf != 0) or "key" in str(path), path
