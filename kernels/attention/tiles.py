@@ -210,9 +210,10 @@ class Tile:
             bands = table[None]
         bands = jnp.flip(bands[:, : g.chunk + block - 1], axis=1)
         k = jnp.pad(k, [(0, 0), (0, 0), (0, g.key_blocks * block - g.width), (0, 0)])
-        k = k.reshape(*k.shape[:2], g.key_blocks, block, k.shape[3])
-        met = product(f"bksxh,sc{heads}h->bk{group}sxc", k, bands, k.dtype)
-        met = skew(met if group else met[:, :, None], g.chunk)
+        # Blocks go first: XLA's CPU backend has no bfloat16 product with a batch axis in the middle.
+        k = jnp.moveaxis(k.reshape(*k.shape[:2], g.key_blocks, block, k.shape[3]), 2, 0)
+        met = product(f"sbkxh,sc{heads}h->sbk{group}xc", k, bands, k.dtype)
+        met = jnp.moveaxis(skew(met if group else met[:, :, :, None], g.chunk), 0, 3)
         met = met.reshape(*met.shape[:3], g.key_blocks * block, g.chunk)[..., : g.width, :]
         return jnp.swapaxes(met, -1, -2)
 
