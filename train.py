@@ -34,6 +34,7 @@ from zoo.models.parameters import has_layer_axis
 from zoo.registry import make
 from zoo.run import CHECKPOINTS, CONFIG, Parts, assemble, check_workdir, load_parameters
 from zoo.training.checkpoints import Checkpoints
+from zoo.training.host_memory import keep_freed_memory
 from zoo.training.keys import key_for
 from zoo.training.optimizer import registry as optimizers
 from zoo.training.plots import plot_curves
@@ -123,6 +124,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
       UserError: something in the config, the data or the folder is wrong; nothing was trained.
       NotFinite, Stopped: see there; what was reached is saved.
     """
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     check_workdir(config, workdir)
     parts = assemble(config, workdir)
     trainer = build_trainer(parts, workdir)

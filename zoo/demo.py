@@ -32,7 +32,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 
 # Wall time from here to the table, on any machine that can do it: what fine-tuning leaves of it, pretraining takes.
 SECONDS = 300.0
-FEWEST_STEPS, MOST_STEPS = 800, 3000
+FEWEST_STEPS, MOST_STEPS = 800, 4000
 # Fine-tuning steps of all runs together, and the seconds per run for data, compilation and scoring.
 FINE_TUNING_STEPS, SECONDS_PER_RUN = 1264, 6.0
 
