@@ -12,6 +12,7 @@ from tests.kernels.attention_cases import (
     IMPLEMENTATIONS,
     KINDS,
     MASKS,
+    QUICKLY,
     Sizes,
     inputs,
     packed,
@@ -74,12 +75,11 @@ def test_packed_equals_separate(implementation):
     )
     positions = Positions(jnp.asarray(restarting(ids))[None], contiguous=True)
     mask = AttentionMask(query_segments=jnp.asarray(ids)[None], key_segments=jnp.asarray(ids)[None])
-    together = implementation(
-        jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), terms=terms, mask=mask, positions=positions
-    )
+    run = jax.jit(implementation, compiler_options=QUICKLY)
+    together = run(*(jnp.asarray(x) for x in (q, k, v)), terms=terms, mask=mask, positions=positions)
     for number in (1, 2, 3):
         part = ids == number
-        alone = implementation(*(jnp.asarray(x[:, part]) for x in (q, k, v)), terms=terms)
+        alone = run(*(jnp.asarray(x[:, part]) for x in (q, k, v)), terms=terms)
         chex.assert_trees_all_close(np.asarray(together)[:, part], np.asarray(alone), atol=1e-6)
 
 
@@ -121,7 +121,7 @@ def test_bfloat16_is_as_close_as_its_rounding(implementation):
         return jnp.sum(out.astype(jnp.float32) * cotangent), out
 
     arguments = jax.tree.map(jnp.asarray, (q, k, v, terms))
-    (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(arguments)
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)(arguments)
     for found, wanted in zip(jax.tree.leaves((out, gradients)), jax.tree.leaves((expected, exact)), strict=True):
         # Eight bits, a few roundings in a row.
         assert np.abs(np.asarray(found, np.float32) - wanted).max() < 4 * 2**-8 * np.abs(wanted).max()
@@ -140,7 +140,9 @@ def test_memory_is_linear_in_length(contiguous):
         def loss(q, k, v, terms):
             return jnp.sum(attention(q, k, v, terms=terms, positions=positions, implementation="xla"))
 
-        compiled = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(q, k, v, jax.tree.map(jnp.asarray, terms)).compile()
+        compiled = (
+            jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(q, k, v, jax.tree.map(jnp.asarray, terms)).compile(QUICKLY)
+        )
         return compiled.memory_analysis().temp_size_in_bytes
 
     # One float32 [T, S] array among these would make it 2.5.
