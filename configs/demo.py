@@ -44,7 +44,9 @@ def _pretrain(config: ConfigDict) -> None:
     config.data = dict(name="builtin", subset="text")
     config.optimizer = dict(name="lamb", learning_rate=1.2e-2, b2=0.98)
     config.schedule = dict(name="linear", warmup=0.1, end=0.02)
-    config.train.update(steps=600, batch_size=16, log_every=20, checkpoint_every=200, evaluation_batch_size=64)
+    config.train.update(
+        steps=600, batch_size=16, log_every=20, evaluate_every=300, checkpoint_every=200, evaluation_batch_size=64
+    )
 
 
 def _fine_tune(config: ConfigDict, task: str) -> None:
@@ -57,4 +59,6 @@ def _fine_tune(config: ConfigDict, task: str) -> None:
         config.task = dict(name="classification", max_length=64, pooling="mean")
     config.optimizer = dict(name="adamw", learning_rate=1e-3)
     config.schedule = dict(name="cosine", warmup=0.1)
-    config.train.update(epochs=8.0, batch_size=16, log_every=10, checkpoint_every=0, evaluation_batch_size=64)
+    config.train.update(
+        epochs=8.0, batch_size=16, log_every=10, evaluate_every=50, checkpoint_every=0, evaluation_batch_size=64
+    )

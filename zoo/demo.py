@@ -85,7 +85,7 @@ def pretrain(workdir: Path, begin: float, console: Console) -> Path:
         left = SECONDS - (time.monotonic() - begin) - fine_tuning
         steps = int(min(max(left * speed, FEWEST_STEPS), MOST_STEPS)) // 100 * 100
         console.print(f"{speed:.1f} steps/s here: pretraining for {steps} steps", highlight=False)
-    config = _config("pretrain", workdir, ("train.steps", str(steps)))
+    config = _config("pretrain", workdir, ("train.steps", str(steps)), ("train.evaluate_every", str(steps // 5)))
     scores = training.train(config, folder)
     console.print(f"pretrained: held-out loss {scores['loss']:.3f}, accuracy {scores['accuracy']:.3f}", highlight=False)
     return folder

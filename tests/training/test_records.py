@@ -112,6 +112,8 @@ def test_curves_are_drawn(tmp_path):
     assert plot_curves(tmp_path) == (tmp_path / "loss.png",)
     records = Records(tmp_path, tensorboard=False)
     records.metrics(4, {"dev/f1": 0.5, "dev/accuracy": 0.7, "dev/loss": 0.3})
+    assert plot_curves(tmp_path) == (tmp_path / "loss.png",), "one evaluation is no curve"
+    records.metrics(5, {"dev/f1": 0.6, "dev/accuracy": 0.8, "dev/loss": 0.2})
     records.close()
     drawn = plot_curves(tmp_path)
     assert [path.name for path in drawn] == ["loss.png", "scores.png"]

@@ -10,9 +10,12 @@ from matplotlib.figure import Figure
 
 from zoo.training.records import METRICS, read_records
 
+MANY = 30  # points from which on a curve is drawn without markers, under its mean
+
 
 def plot_curves(workdir: str | Path) -> tuple[Path, ...]:
-    """Draws `loss.png` (every `loss`, `loss/<name>` and `<split>/loss`) and `scores.png` (every other `<split>/<score>`).
+    """Draws `loss.png` (`loss`, `<split>/loss`, and `loss/<name>` where there are several) and `scores.png` (every other
+    `<split>/<score>` that was taken more than once). A noisy curve is drawn faintly under its moving mean.
 
     Returns the files drawn: none where there is nothing to draw.
 
@@ -22,12 +25,15 @@ def plot_curves(workdir: str | Path) -> tuple[Path, ...]:
     workdir = Path(workdir)
     curves = _curves(read_records(workdir / METRICS))
     losses = {name: curve for name, curve in curves.items() if "loss" in name.split("/")}
-    scores = {name: curve for name, curve in curves.items() if "/" in name and name not in losses}
+    scores = {n: curve for n, curve in curves.items() if "/" in n and n not in losses and len(curve[0]) > 1}
+    parts = [name for name in losses if name.startswith("loss/")]
+    if len(parts) == 1:
+        del losses[parts[0]]  # the only part is the whole
     drawn = []
     if losses:
-        drawn.append(_draw(workdir / "loss.png", [losses]))
+        drawn.append(_draw(workdir / "loss.png", [losses], "loss (nats)"))
     if scores:
-        drawn.append(_draw(workdir / "scores.png", [{name: curve} for name, curve in scores.items()]))
+        drawn.append(_draw(workdir / "scores.png", [{name: curve} for name, curve in scores.items()], "score"))
     return tuple(drawn)
 
 
@@ -42,7 +48,13 @@ def _curves(records: list[dict[str, Any]]) -> dict[str, tuple[list[int], list[fl
     return curves
 
 
-def _draw(path: Path, panels: list[dict[str, tuple[list[int], list[float]]]]) -> Path:
+def _moving_mean(values: list[float]) -> list[float]:
+    """The mean of each value and those before it, over a twentieth of the curve."""
+    window = max(1, len(values) // 20)
+    return [sum(values[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+
+
+def _draw(path: Path, panels: list[dict[str, tuple[list[int], list[float]]]], axis: str) -> Path:
     """One panel per group of curves; scores have panels of their own, for their scales differ."""
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -51,8 +63,13 @@ def _draw(path: Path, panels: list[dict[str, tuple[list[int], list[float]]]]) ->
     for index, curves in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
         for name, (steps, values) in curves.items():
-            axes.plot(steps, values, label=name, linewidth=1.2, marker="o" if len(steps) < 30 else None, markersize=3)
+            if len(steps) < MANY:
+                axes.plot(steps, values, label=name, linewidth=1.2, marker="o", markersize=3)
+                continue
+            (faint,) = axes.plot(steps, values, linewidth=0.8, alpha=0.3)
+            axes.plot(steps, _moving_mean(values), label=name, linewidth=1.4, color=faint.get_color())
         axes.set_xlabel("step")
+        axes.set_ylabel(axis)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
