@@ -24,12 +24,11 @@ DIMS = Dims(model_dim=4, num_heads=1, num_kv_heads=1, head_dim=4, num_layers=1, 
 def encode(config, params=None):
     """q, k, v, terms and scale of the golden input, one head, no projections."""
     part = registry.build(config)
-    as_heads = lambda a: jnp.asarray(a, jnp.float32)[None, :, None, :]  # noqa: E731
     positions = Positions.arange(4)
     shared = part.shared(DIMS)
     made = None if shared is None else shared.apply({"params": params or {}}, positions, 3)
     site = Site(None, {}, Project(None, None, None), positions, positions, AttentionMask())
-    return part.layer(DIMS).apply({}, made, as_heads(Q), as_heads(K), as_heads(V), site)
+    return part.layer(DIMS).apply({}, made, *(jnp.asarray(a, jnp.float32)[None, :, None, :] for a in (Q, K, V)), site)
 
 
 def scores(config, params=None):

@@ -166,10 +166,6 @@ MASKS: dict[str, Callable[[Sizes], tuple[AttentionMask, object]]] = {
 }
 
 
-# The programs are tiny and run once, so most of a test is compilation: a third less without LLVM's optimisations.
-QUICKLY = {"xla_backend_optimization_level": 0}
-
-
 def inputs(s: Sizes, kind: str, seed: int = 0):
     """((q, k, v, terms), cotangent) as float32 NumPy arrays."""
     rng = np.random.default_rng(seed)
@@ -194,9 +190,7 @@ def value_and_gradients(implementation, arguments, cotangent, dtype=np.float32, 
         return jnp.sum(out.astype(wide) * jnp.asarray(cotangent, wide)), out
 
     call = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, call)
-    (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)(
-        jax.tree.map(cast, arguments)
-    )
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(jax.tree.map(cast, arguments))
     return jax.device_get((out, gradients))
 
 

@@ -12,7 +12,6 @@ from tests.kernels.attention_cases import (
     IMPLEMENTATIONS,
     KINDS,
     MASKS,
-    QUICKLY,
     Sizes,
     inputs,
     packed,
@@ -75,7 +74,7 @@ def test_packed_equals_separate(implementation):
     )
     positions = Positions(jnp.asarray(restarting(ids))[None], contiguous=True)
     mask = AttentionMask(query_segments=jnp.asarray(ids)[None], key_segments=jnp.asarray(ids)[None])
-    run = jax.jit(implementation, compiler_options=QUICKLY)
+    run = jax.jit(implementation)
     together = run(*(jnp.asarray(x) for x in (q, k, v)), terms=terms, mask=mask, positions=positions)
     for number in (1, 2, 3):
         part = ids == number
@@ -121,7 +120,7 @@ def test_bfloat16_is_as_close_as_its_rounding(implementation):
         return jnp.sum(out.astype(jnp.float32) * cotangent), out
 
     arguments = jax.tree.map(jnp.asarray, (q, k, v, terms))
-    (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)(arguments)
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(arguments)
     for found, wanted in zip(jax.tree.leaves((out, gradients)), jax.tree.leaves((expected, exact)), strict=True):
         # Eight bits, a few roundings in a row.
         assert np.abs(np.asarray(found, np.float32) - wanted).max() < 4 * 2**-8 * np.abs(wanted).max()
@@ -140,9 +139,7 @@ def test_memory_is_linear_in_length(contiguous):
         def loss(q, k, v, terms):
             return jnp.sum(attention(q, k, v, terms=terms, positions=positions, implementation="xla"))
 
-        compiled = (
-            jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(q, k, v, jax.tree.map(jnp.asarray, terms)).compile(QUICKLY)
-        )
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(q, k, v, jax.tree.map(jnp.asarray, terms)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     # One float32 [T, S] array among these would make it 2.5.
