@@ -29,10 +29,9 @@ from ml_collections import ConfigDict
 from zoo.command_line import Parser, run_main, split_overrides
 from zoo.config import load_config, save_config
 from zoo.data.pipeline import Pipeline, evaluation_batches
-from zoo.errors import UserError
 from zoo.models.parameters import has_layer_axis
 from zoo.registry import make
-from zoo.run import CHECKPOINTS, CONFIG, Parts, assemble, check_workdir, load_parameters
+from zoo.run import CHECKPOINTS, CONFIG, Parts, assemble, check_same_data, check_workdir, load_parameters
 from zoo.training.checkpoints import Checkpoints
 from zoo.training.host_memory import keep_freed_memory
 from zoo.training.keys import key_for
@@ -50,7 +49,7 @@ from zoo.training.sharding import (
     state_shardings,
     with_shardings,
 )
-from zoo.training.signals import STOPPED_EXIT_CODE, StopRequested
+from zoo.training.signals import STOPPED_EXIT_CODE, StopRequested, sigterm_exits
 from zoo.training.step import TrainState, initial_state, make_eval_step, make_train_step
 
 logger = logging.getLogger("train")
@@ -61,7 +60,7 @@ STEPS_AHEAD = 2
 
 
 class NotFinite(RuntimeError):
-    """The loss or a gradient of a step was not finite and the policy is to stop."""
+    """The loss, a gradient or an update of a step was not finite and the policy is to stop."""
 
 
 class Stopped(RuntimeError):
@@ -107,7 +106,8 @@ def main(argv: list[str]) -> int:
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        train(load_config(flags.config, overrides), flags.workdir)
+        with sigterm_exits():
+            train(load_config(flags.config, overrides), flags.workdir)
     except NotFinite as error:
         print(f"stopped: {error}", file=sys.stderr)
         return NONFINITE_EXIT_CODE
@@ -121,19 +121,19 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Runs `config` in `workdir` to its end and returns the scores of the last evaluation.
 
     Raises:
-      UserError: something in the config, the data or the folder is wrong; nothing was trained.
-      NotFinite, Stopped: see there; what was reached is saved.
+      UserError: something in the config, the data or the folder is wrong; nothing was trained or overwritten.
+      NotFinite, Stopped: see there; the same command goes on from the newest checkpoint.
     """
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     check_workdir(config, workdir)
     parts = assemble(config, workdir)
+    check_same_data(parts, workdir)
     trainer = build_trainer(parts, workdir)
-    if not (workdir / CONFIG).exists():
-        save_config(parts.config, workdir / CONFIG)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=trainer.settings.keep)
     try:
         state, step = start(trainer, checkpoints)
+        save_config(parts.config, workdir / CONFIG)  # nothing a user can get wrong comes after this
         records = Records(workdir, tensorboard=trainer.settings.tensorboard, primary=jax.process_index() == 0)
         records.cut(step)
         try:
@@ -166,6 +166,7 @@ def build_trainer(parts: Parts, workdir: Path) -> Trainer:
     settings = make(RunSettings, config.train.to_dict(), "train")
     mesh = make_mesh(**vars(make(MeshSettings, config.mesh.to_dict(), "mesh")))
     examples = parts.examples("train", workdir)
+    dev = parts.examples("dev", workdir) if "dev" in parts.source.splits() else None
     pipeline = Pipeline(
         examples,
         parts.features,
@@ -190,8 +191,9 @@ def build_trainer(parts: Parts, workdir: Path) -> Trainer:
         accumulation=settings.accumulation,
         nonfinite=settings.nonfinite,
     )
+    # Compiled now: a batch or a sequence that does not fit is refused before anything is saved.
+    train_step = train_step.lower(with_shardings(shapes, shardings), put_batch(pipeline.batch(0), mesh)).compile()
     evaluation = build_evaluation(parts, shapes.params)
-    dev = parts.examples("dev", workdir) if "dev" in parts.source.splits() else None
     return Trainer(
         parts, settings, mesh, total_steps, pipeline, shapes, shardings, transformation, train_step, evaluation, dev
     )
@@ -216,14 +218,8 @@ def fresh_state(parts: Parts, pipeline: Pipeline, optimizer: optax.GradientTrans
 
 def start(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, int]:
     """The state to go on from and its step: this run's newest checkpoint, else `init_from`, else from scratch."""
-    fingerprint = trainer.parts.data_fingerprint()
     restored = checkpoints.restore(with_shardings(trainer.shapes, trainer.shardings))
     if restored is not None:
-        if restored.extra["data"] != fingerprint:
-            raise UserError(
-                f"the data or the tokenizer changed since {checkpoints.directory} was written; resuming on other data "
-                "would mix two runs: put the data back, or choose another --workdir"
-            )
         logger.info("resuming at step %d of %d", restored.step, trainer.total_steps)
         return restored.state, restored.step
     state = initial(trainer)
@@ -251,7 +247,7 @@ def loop(
     A checkpoint of a step holds less than the records up to that step, so that a resume can cut them back to it.
     """
     settings, total = trainer.settings, trainer.total_steps
-    extra = {"data": trainer.parts.data_fingerprint()}
+    extra = trainer.parts.fingerprints()
     watched: list[tuple[int, jax.Array]] = []
     logged, since = step, time.monotonic()
     with StopRequested() as stop, contextlib.closing(trainer.pipeline.iterate(step)) as batches:
@@ -284,7 +280,7 @@ def loop(
             if saving_now:
                 records.sync()
                 checkpoints.save(step, state, extra)
-    checkpoints.wait()
+        checkpoints.wait()
     if step < total:
         raise Stopped(f"{stop.signal.name} at step {step} of {total}, which is saved; the same command resumes")
 
@@ -295,7 +291,7 @@ def due(step: int, every: int, total: int) -> bool:
 
 
 def check_finite(watched: list[tuple[int, jax.Array]], trainer: Trainer, records: Records) -> None:
-    """Writes down the examples of every batch whose loss or gradient was not finite.
+    """Writes down the examples of every batch whose loss, gradient or update was not finite.
 
     Raises:
       NotFinite: there was one, and the policy is to stop. The state is that before it.
@@ -304,12 +300,13 @@ def check_finite(watched: list[tuple[int, jax.Array]], trainer: Trainer, records
     for (step, _), finite in zip(watched, flags, strict=True):
         if finite:
             continue
-        _, indices = trainer.pipeline.locate(step - 1)
-        path = records.report_nonfinite(step, indices, {"policy": trainer.settings.nonfinite})
+        where = trainer.pipeline.locate(step - 1)
+        path = records.report_nonfinite(step, *where, {"policy": trainer.settings.nonfinite})
         if trainer.settings.nonfinite == "stop":
             raise NotFinite(
-                f"the loss or a gradient of step {step} is not finite; its examples are listed in {path}. Lower the "
-                "learning rate, mend the data, or set --config.train.nonfinite=skip"
+                f"the loss, a gradient or an update of step {step} is not finite; its examples are listed in {path}. Lower "
+                "the learning rate or mend the data and start in another --workdir, or go on here with "
+                "--config.train.nonfinite=skip"
             )
         logger.warning("step %d is not finite and was skipped; its examples are listed in %s", step, path)
 

@@ -9,8 +9,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,18 +24,23 @@ from ml_collections import ConfigDict
 from zoo.config import difference, load_saved, plain
 from zoo.data import registry as sources
 from zoo.data.tokenizer import Tokenizer
-from zoo.data.tokenizers import load_tokenizer
+from zoo.data.tokenizers import TRAINING, load_tokenizer
 from zoo.data.tokenizers import registry as tokenizers
 from zoo.errors import UserError
 from zoo.models import Transformer, build
 from zoo.registry import to_config
 from zoo.tasks import registry as tasks
 from zoo.tasks.task import Task
-from zoo.training.checkpoints import restore_numpy
+from zoo.training.checkpoints import newest_extra, restore_numpy, steps_in
 
 logger = logging.getLogger(__name__)
 
 CONFIG, TOKENIZER, DATA, CHECKPOINTS = "config.json", "tokenizer", "data", "checkpoints"
+# What a run writes and a start that was broken off before config.json does not leave.
+WRITTEN = (CHECKPOINTS, "metrics.jsonl", "timing.jsonl", "loss.png", "scores.png", "tensorboard")
+# Settings that may change between a run and its resumption: they decide neither what is computed nor what is recorded,
+# but for the policy, which counts from where the run stands.
+CHANGEABLE = ("train.nonfinite", "train.keep", "train.tensorboard", "train.checkpoint_every", "mesh.")
 
 
 @dataclass(frozen=True)
@@ -55,39 +60,71 @@ class Parts:
     def features(self, example: Any, rng: Any) -> dict[str, Any]:
         return self.task.features(example, rng, self.tokenizer.vocabulary)
 
-    def data_fingerprint(self) -> str:
+    def fingerprints(self) -> dict[str, str]:
         """What a checkpoint remembers of the data: resuming on other data is refused."""
-        return hashlib.sha256(f"{self.source.fingerprint()} {self.tokenizer.fingerprint}".encode()).hexdigest()
+        return {"data": self.source.fingerprint(), "tokenizer": self.tokenizer.fingerprint}
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
     """Refuses a folder that holds something else than this config's run, before anything is written.
 
     Raises:
-      UserError: the folder holds a run of another config (lists the differences), or files of a run without its config.
+      UserError: the folder cannot be written to, or holds a run of another config (lists the differences), or files of
+        the names that a run writes without its config.
     """
+    existing = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError(f"workdir {workdir}: {existing} is a file; give a folder, which is made if missing")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"workdir {workdir}: {existing} may not be written to; choose another --workdir")
     saved_at = workdir / CONFIG
     if not saved_at.exists():
-        for name in (CHECKPOINTS, "metrics.jsonl"):
+        for name in WRITTEN:
             if (workdir / name).exists():
-                raise UserError(f"{workdir} holds {name} but no {CONFIG}: not a run this command may write to")
+                raise UserError(
+                    f"{workdir} holds {name} but no {CONFIG}: not a run this command may write to; choose another "
+                    "--workdir"
+                )
         return
     saved = load_saved(saved_at)
     lines = difference(_filled_in(config, saved), saved, names=("now", "in the folder"))
-    if lines:
+    other = [line for line in lines if not line.startswith(CHANGEABLE)]
+    if other:
         raise UserError(
             f"{workdir} holds the run of another config; choose another --workdir, or give the same config:\n  "
-            + "\n  ".join(lines)
+            + "\n  ".join(other)
         )
+    for line in lines:
+        logger.info("resuming with %s", line)
+
+
+def check_same_data(parts: Parts, workdir: Path) -> None:
+    """Refuses to go on from a checkpoint of `workdir` with another text or tokenizer, before either is prepared.
+
+    Raises:
+      UserError: says which of the two changed.
+    """
+    before = newest_extra(workdir / CHECKPOINTS)
+    now = parts.fingerprints()
+    if before is None or before == now:
+        return
+    files = [str(file) for split in parts.source.splits() for file in parts.config.data.get(split, ())]
+    what = f"the content of {', '.join(files)}" if files else f"the text of data source {parts.config.data.name!r}"
+    if before.get("data") == now["data"]:
+        what = f"the tokenizer in {workdir / TOKENIZER}"
+    raise UserError(
+        f"{what} changed since the checkpoints of {workdir} were written; resuming would mix two runs: put back what "
+        "was there, or choose another --workdir"
+    )
 
 
 def _filled_in(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
     """`config` with what a run fills in taken from the saved one, where the config leaves it open."""
-    tree = plain(config)
+    tree, known = plain(config), plain(saved)
     if tree["model"]["vocab_size"] is None:
-        tree["model"]["vocab_size"] = saved.model.vocab_size
+        tree["model"]["vocab_size"] = known["model"]["vocab_size"]
     if not tree["task"].get("labels", True):
-        tree["task"]["labels"] = saved.task.get("labels", ())
+        tree["task"]["labels"] = known["task"].get("labels", ())
     return ConfigDict(tree)
 
 
@@ -98,9 +135,20 @@ def assemble(config: ConfigDict, workdir: Path) -> Parts:
       UserError: a part that is wrong or does not fit the others.
     """
     tree = plain(config)
+    task = tasks.build(tree["task"])
+    if task.max_length > tree["model"]["max_length"]:
+        raise UserError(
+            f"task.max_length={task.max_length} is longer than model.max_length={tree['model']['max_length']}; "
+            "lower the one or raise the other"
+        )
+    # A run that has begun needs what it began from no longer.
+    start_from = None if steps_in(workdir / CHECKPOINTS) else tree["init_from"]
+    if start_from is not None and not (Path(start_from) / CONFIG).exists():
+        raise UserError(f"init_from={start_from!r} is not a run folder: it has no {CONFIG}")
     source = sources.build(tree["data"])
     if getattr(source, "cache", True) is None:
         source = source.with_cache(workdir / DATA)
+    task = task.resolve(source)
     tokenizer = _tokenizer(tree, source, workdir)
     vocabulary = tokenizer.vocabulary
     if tree["model"]["vocab_size"] is None:
@@ -109,12 +157,6 @@ def assemble(config: ConfigDict, workdir: Path) -> Parts:
         raise UserError(
             f"model.vocab_size is {tree['model']['vocab_size']}, the tokenizer has {vocabulary.size} pieces; "
             "leave vocab_size None to take the tokenizer's"
-        )
-    task = tasks.build(tree["task"]).resolve(source)
-    if task.max_length > tree["model"]["max_length"]:
-        raise UserError(
-            f"task.max_length={task.max_length} is longer than model.max_length={tree['model']['max_length']}; "
-            "lower the one or raise the other"
         )
     tree["task"] = to_config(task)
     model = build(tree)
@@ -125,20 +167,35 @@ def reassemble(workdir: Path) -> Parts:
     """The parts of a run, from its folder alone."""
     if not (workdir / CONFIG).exists():
         raise UserError(f"{workdir} is not a run folder: it has no {CONFIG}")
+    if not steps_in(workdir / CHECKPOINTS):
+        raise UserError(f"the run in {workdir} has no checkpoint yet")
     return assemble(load_saved(workdir / CONFIG), workdir)
 
 
 def _tokenizer(config: Mapping[str, Any], source: Any, workdir: Path) -> Tokenizer:
-    """The run's own tokenizer where it has one; that of `init_from` where the config names no file; else the config's."""
+    """The run's own tokenizer once it has a checkpoint; else that of `init_from` where the config names no file; else the
+    config's. It is kept in the run's folder.
+
+    Raises:
+      UserError: a tokenizer that is none, or a folder that holds one which is not this run's.
+    """
     kept = workdir / TOKENIZER
-    if (workdir / CONFIG).exists():
+    if steps_in(workdir / CHECKPOINTS):
         return load_tokenizer(kept)
-    if config["init_from"] is not None and config["tokenizer"].get("path") is None:
-        tokenizer = load_tokenizer(Path(config["init_from"]) / TOKENIZER)
+    from_run = config["init_from"] if config["tokenizer"].get("path") is None else None
+    learnt = from_run is None and config["tokenizer"].get("path") is None
+    if learnt and kept.exists() and not (kept / TRAINING).exists():
+        raise UserError(f"{kept} is not a tokenizer that this run learnt; move it away, or choose another --workdir")
+    if from_run is not None:
+        tokenizer = load_tokenizer(Path(from_run) / TOKENIZER)
     else:
         tokenizer = tokenizers.build(config["tokenizer"]).tokenizer(source, kept)
     if not kept.exists():
         tokenizer.save(kept)
+    elif load_tokenizer(kept).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"{kept} holds another tokenizer than the config names; move it away, or choose another --workdir"
+        )
     return tokenizer
 
 
@@ -151,10 +208,7 @@ def load_parameters(path: str, fresh: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: no run there, or parameters that are missing, too many, or of another shape (all are listed).
     """
-    folder = Path(path)
-    if not (folder / CONFIG).exists():
-        raise UserError(f"init_from={path!r} is not a run folder: it has no {CONFIG}")
-    saved = flatten_dict(restore_numpy(folder / CHECKPOINTS, part="params").state["params"], sep="/")
+    saved = flatten_dict(restore_numpy(Path(path) / CHECKPOINTS, part="params").state["params"], sep="/")
     wanted = flatten_dict(dict(fresh), sep="/")
     optional = ("model/pooler/", "heads/")
     problems = [f"{n} is not in the run" for n in wanted if n not in saved and not n.startswith(optional)]

@@ -88,10 +88,10 @@ def test_other_processes_write_nothing(tmp_path):
 
 def test_nonfinite_report_names_the_examples(tmp_path):
     path = Records(tmp_path).report_nonfinite(
-        12, np.array([4, 9], np.int32), {"loss": np.float32(np.nan), "grad_norm": 1.5}
+        12, np.array([3, 3]), np.array([4, 9], np.int32), {"loss": np.float32(np.nan), "grad_norm": 1.5}
     )
     assert path == tmp_path / "nonfinite_step_00000012.json"
-    expected = {"step": 12, "example_indices": [4, 9], "metrics": {"loss": None, "grad_norm": 1.5}}
+    expected = {"step": 12, "epochs": [3, 3], "example_indices": [4, 9], "metrics": {"loss": None, "grad_norm": 1.5}}
     assert json.loads(path.read_text()) == expected
 
 

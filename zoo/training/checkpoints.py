@@ -7,6 +7,7 @@ It is written under another name and renamed when complete, so that a kill at an
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import logging
 import re
 import shutil
@@ -19,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from zoo.errors import UserError
 from zoo.training.atomic import sync_directory
-from zoo.training.manifest import Damaged, verify, write_manifest
+from zoo.training.manifest import Damaged, read_manifest, verify, write_manifest
 from zoo.training.rules import named_leaves
 
 logger = logging.getLogger(__name__)
@@ -195,6 +196,18 @@ def restore_numpy(directory: str | Path, *, step: int | None = None, part: str |
 def steps_in(directory: str | Path) -> list[int]:
     """The steps of the committed checkpoints, newest first; their content is not verified."""
     return [int(_NAME.match(path.name)[1]) for path in _committed(Path(directory))]
+
+
+def newest_extra(directory: str | Path) -> dict[str, Any] | None:
+    """The JSON value that was saved beside the newest checkpoint with a readable manifest; None where there is none.
+
+    Raises:
+      UserError: the checkpoint was written by a newer version.
+    """
+    for path in _committed(Path(directory)):
+        with contextlib.suppress(Damaged):
+            return read_manifest(path)["extra"]
+    return None
 
 
 def _name(step: int) -> str:

@@ -83,11 +83,16 @@ class Records:
             self._writer.close()
             self._writer = None
 
-    def report_nonfinite(self, step: int, example_indices: Sequence[int], values: Mapping[str, Any]) -> Path:
-        """Writes `nonfinite_step_<step>.json`: which examples were in the batch of the step, and its metrics."""
+    def report_nonfinite(
+        self, step: int, epochs: Sequence[int], example_indices: Sequence[int], values: Mapping[str, Any]
+    ) -> Path:
+        """Writes `nonfinite_step_<step>.json`: the examples in the batch of the step and the epoch of each, which says
+        how text was packed into rows; and `values`, such as the step's metrics.
+        """
         path = self.workdir / f"nonfinite_step_{step:08d}.json"
         report = {
             "step": int(step),
+            "epochs": [int(epoch) for epoch in np.asarray(epochs).ravel()],
             "example_indices": [int(index) for index in np.asarray(example_indices).ravel()],
             "metrics": {name: plain(value) for name, value in values.items()},
         }

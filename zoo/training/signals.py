@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sys
 import types
+from collections.abc import Iterator
 
 STOPPED_EXIT_CODE = 75
 """Exit code of a run that was asked to stop and can be resumed by the same command (EX_TEMPFAIL of sysexits.h: try again later)."""
@@ -37,3 +40,21 @@ class StopRequested:
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def sigterm_exits() -> Iterator[None]:
+    """A SIGTERM within the `with` block, but outside `StopRequested`, exits at once with `STOPPED_EXIT_CODE`.
+
+    For the time before and after training, in which nothing is there to be saved.
+    """
+
+    def leave(number: int, frame: types.FrameType | None) -> None:
+        print("stopped: SIGTERM while not training; the same command goes on", file=sys.stderr)
+        sys.exit(STOPPED_EXIT_CODE)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

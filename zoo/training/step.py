@@ -31,7 +31,7 @@ NonFinite = Literal["stop", "skip"]
 class TrainState:
     """All that an update reads and writes. `step` counts batches, which is also the data position.
 
-    `extra["skipped"]` counts batches skipped for a non-finite loss or gradient; `extra["halted"]` is true after such a batch
+    `extra["skipped"]` counts batches skipped for a non-finite loss, gradient or update; `extra["halted"]` is true after such a batch
     under the policy "stop": until the caller notices, further calls change nothing.
     """
 
@@ -98,13 +98,15 @@ def make_train_step(
             sums, weights, grads = _accumulated_gradient(losses_of, coefficients, state.params, *micro)
         loss, means = _total_loss(coefficients, sums, weights)
         grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~state.extra["halted"]
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        update_norm = optax.tree.norm(updates)
+        # A finite gradient can still make an update that is not, by a learning rate that is far too high.
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm) & ~state.extra["halted"]
         metrics = {
             "loss": loss,
             **{f"loss/{name}": mean for name, mean in means.items()},
             "grad_norm": grad_norm,
-            "update_norm": optax.tree.norm(updates),
+            "update_norm": update_norm,
             "param_norm": optax.tree.norm(state.params),
             "learning_rate": jnp.float32(schedule(state.step - state.extra["skipped"])),
             "finite": finite,
