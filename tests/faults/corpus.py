@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
+
 WORDS = [
     "one",
     "two",
@@ -44,3 +46,16 @@ def write_corpus(folder: Path, *, documents: int = 240, seed: int = 0) -> Path:
         tagged = ("".join(f"{word} {'B-BIG' if word == 'big' else 'O'}\n" for word in words) for words in sentences)
         (folder / f"{split}.conll").write_text("\n".join(tagged))
     return folder
+
+
+REPEATS = 8
+POISON = " ".join(["big"] * REPEATS)  # no document above repeats a word so often
+
+
+def is_poisoned(ids: np.ndarray) -> bool:
+    """Whether a row of ids holds at least half of POISON, which packing may cut in two."""
+    run, longest = 0, 0
+    for same in ids[1:] == ids[:-1]:
+        run = run + 1 if same else 0
+        longest = max(longest, run)
+    return longest >= REPEATS // 2 - 1

@@ -11,7 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from tests.faults.process import STEPS, assert_same_run, finish, partial_checkpoints, reached, wait_until
+from tests.faults.process import assert_same_run, finish, partial_checkpoints, reached, wait_until
+from tests.faults.tiny import STEPS
 from zoo.training.signals import STOPPED_EXIT_CODE
 
 KILLS = {"starting": 4, "training": 10, "saving": 6}

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from configs.base import base
 from zoo.config import parse_argument
 
+STEPS = 240
+
 
 def get_config(argument: str = "") -> ConfigDict:
     task, given = parse_argument(argument, tasks=("masked_lm", "classification", "token_tagging"))
@@ -21,7 +23,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.feed_forward = dict(name="gelu", width=32)
     config.tokenizer = dict(name="wordpiece", size=100)
     config.train.update(
-        steps=400,
+        steps=STEPS,
         batch_size=8,
         log_every=5,
         evaluate_every=40,
