@@ -27,11 +27,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from zoo.command_line import Parser, run_main, split_overrides
-from zoo.config import load_config, save_config
+from zoo.config import load_config
 from zoo.data.pipeline import Pipeline, evaluation_batches
 from zoo.models.parameters import has_layer_axis
 from zoo.registry import make
-from zoo.run import CHECKPOINTS, CONFIG, Parts, assemble, check_same_data, check_workdir, load_parameters
+from zoo.run import CHECKPOINTS, Parts, assemble, check_same_data, check_workdir, load_parameters, save_run
 from zoo.training.checkpoints import Checkpoints
 from zoo.training.host_memory import keep_freed_memory
 from zoo.training.keys import key_for
@@ -133,7 +133,9 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=trainer.settings.keep)
     try:
         state, step = start(trainer, checkpoints)
-        save_config(parts.config, workdir / CONFIG)  # nothing a user can get wrong comes after this
+        if step < trainer.total_steps:
+            trainer = with_compiled_step(trainer)
+        save_run(parts, workdir)  # from here on the folder is this run's: whatever can be wrong was found before
         records = Records(workdir, tensorboard=trainer.settings.tensorboard, primary=jax.process_index() == 0)
         records.cut(step)
         try:
@@ -191,12 +193,17 @@ def build_trainer(parts: Parts, workdir: Path) -> Trainer:
         accumulation=settings.accumulation,
         nonfinite=settings.nonfinite,
     )
-    # Compiled now: a batch or a sequence that does not fit is refused before anything is saved.
-    train_step = train_step.lower(with_shardings(shapes, shardings), put_batch(pipeline.batch(0), mesh)).compile()
     evaluation = build_evaluation(parts, shapes.params)
     return Trainer(
         parts, settings, mesh, total_steps, pipeline, shapes, shardings, transformation, train_step, evaluation, dev
     )
+
+
+def with_compiled_step(trainer: Trainer) -> Trainer:
+    """The trainer with its update compiled, which refuses a batch or a sequence that does not fit."""
+    batch = put_batch(trainer.pipeline.batch(0), trainer.mesh)
+    state = with_shardings(trainer.shapes, trainer.shardings)
+    return trainer._replace(train_step=trainer.train_step.lower(state, batch).compile())
 
 
 def build_evaluation(parts: Parts, params: Any) -> Evaluation:

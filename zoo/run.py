@@ -21,7 +21,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from zoo.config import difference, load_saved, plain
+from zoo.config import difference, load_saved, plain, save_config
 from zoo.data import registry as sources
 from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokenizers import TRAINING, load_tokenizer
@@ -174,7 +174,7 @@ def reassemble(workdir: Path) -> Parts:
 
 def _tokenizer(config: Mapping[str, Any], source: Any, workdir: Path) -> Tokenizer:
     """The run's own tokenizer once it has a checkpoint; else that of `init_from` where the config names no file; else the
-    config's. It is kept in the run's folder.
+    config's. One that is learnt here is kept in the folder at once.
 
     Raises:
       UserError: a tokenizer that is none, or a folder that holds one which is not this run's.
@@ -182,21 +182,28 @@ def _tokenizer(config: Mapping[str, Any], source: Any, workdir: Path) -> Tokeniz
     kept = workdir / TOKENIZER
     if steps_in(workdir / CHECKPOINTS):
         return load_tokenizer(kept)
-    from_run = config["init_from"] if config["tokenizer"].get("path") is None else None
-    learnt = from_run is None and config["tokenizer"].get("path") is None
-    if learnt and kept.exists() and not (kept / TRAINING).exists():
-        raise UserError(f"{kept} is not a tokenizer that this run learnt; move it away, or choose another --workdir")
-    if from_run is not None:
-        tokenizer = load_tokenizer(Path(from_run) / TOKENIZER)
-    else:
+    # What was learnt by a start that was broken off may be replaced: nothing was trained with it.
+    replaceable = not kept.exists() or (kept / TRAINING).exists()
+    named = config["tokenizer"].get("path") is not None
+    if config["init_from"] is not None and not named:
+        tokenizer = load_tokenizer(Path(config["init_from"]) / TOKENIZER)
+    elif named or replaceable:
         tokenizer = tokenizers.build(config["tokenizer"]).tokenizer(source, kept)
-    if not kept.exists():
-        tokenizer.save(kept)
-    elif load_tokenizer(kept).fingerprint != tokenizer.fingerprint:
+    else:
+        raise UserError(f"{kept} is not a tokenizer that this run learnt; move it away, or choose another --workdir")
+    if not replaceable and load_tokenizer(kept).fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"{kept} holds another tokenizer than the config names; move it away, or choose another --workdir"
         )
     return tokenizer
+
+
+def save_run(parts: Parts, workdir: Path) -> None:
+    """Makes `workdir` the folder of this run: its tokenizer, then its config."""
+    kept = workdir / TOKENIZER
+    if not kept.exists() or load_tokenizer(kept).fingerprint != parts.tokenizer.fingerprint:
+        parts.tokenizer.save(kept)
+    save_config(parts.config, workdir / CONFIG)
 
 
 def load_parameters(path: str, fresh: Mapping[str, Any]) -> dict[str, Any]:

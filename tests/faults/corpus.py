@@ -1,4 +1,4 @@
-"""A small corpus with a vocabulary of a few dozen words, the same for the same seed: text, a table and tagged sentences."""
+"""A small corpus of two dozen words, the same for the same seed: text, a table and tagged sentences."""
 
 from __future__ import annotations
 
