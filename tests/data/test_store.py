@@ -52,6 +52,34 @@ def test_documents_come_back(tmp_path, tokenizer, batch, monkeypatch):
         store.span(0, 0, 6)
 
 
+@pytest.mark.parametrize("batch", [1, 1 << 20])
+def test_sentences_are_lines(tmp_path, tokenizer, batch, monkeypatch):
+    monkeypatch.setattr(store_module, "BATCH_CHARACTERS", batch)
+    texts = ["ab cd\ne", "", "\n \nabb\n \n\u3000\ne e\n", "e", "\x00\ne\n\x00\ncd"]
+    store = prepare(jsonl(tmp_path, texts), "train", tokenizer, tmp_path / "store")
+    # White space begins no sentence, and a line that leaves no token is none.
+    lengths = [[4, 1], [], [3, 2], [1], [1, 2]]
+    assert store.lengths.tolist() == [sum(document) for document in lengths]
+    assert store.first_sentences().tolist() == [0, 2, 2, 4, 5, 7]
+    assert np.diff(store.sentence_offsets).tolist() == [n for document in lengths for n in document]
+    assert store.sentence_offsets[0] == 0 and store.sentence_offsets[-1] == store.num_tokens == 14
+    for k, text in enumerate(texts):
+        np.testing.assert_array_equal(store.document(k).ids, tokenizer.encode(text).ids)
+    second = store.pieces(*store.sentence_offsets[2:4])
+    assert second.ids.tolist() == [5, 6, 6] and second.word_starts.tolist() == [True, False, False]
+    with pytest.raises(ValueError, match="pieces 3 to 15 of 14"):
+        store.pieces(3, 15)
+
+
+def test_a_pair_is_two_sentences_and_tagged_words_are_one(tmp_path, tokenizer):
+    (tmp_path / "a.tsv").write_text("ab\te\n")
+    (tmp_path / "a.conll").write_text("ab O\ncd O\n")
+    pair = data.registry.build({"name": "tsv", "train": (str(tmp_path / "a.tsv"),), "text_pair": 1})
+    words = data.registry.build({"name": "conll", "train": (str(tmp_path / "a.conll"),)})
+    assert prepare(pair, "train", tokenizer, tmp_path / "p").sentence_offsets.tolist() == [0, 2, 3]
+    assert prepare(words, "train", tokenizer, tmp_path / "w").sentence_offsets.tolist() == [0, 4]
+
+
 def test_a_wide_vocabulary_takes_four_bytes(tmp_path):
     tokens = [*SPECIAL, *(f"w{k}" for k in range(70_000))]
     wide = wordpiece(tokens, lowercase=True, chinese_words=False, where="test")
@@ -94,7 +122,7 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["tokens.bin", "word_starts.bin", "offsets.bin", "store.json"])
+@pytest.mark.parametrize("name", ["tokens.bin", "word_starts.bin", "offsets.bin", "sentences.bin", "store.json"])
 @pytest.mark.parametrize("damage", [truncate, flip, os.unlink])
 def test_damage_is_named_and_mended(tmp_path, tokenizer, caplog, name, damage):
     source = jsonl(tmp_path)
@@ -117,9 +145,10 @@ def test_damage_is_named_and_mended(tmp_path, tokenizer, caplog, name, damage):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"format_version": 99}, "a store of format 99; this version reads 1"),
+        ({"format_version": 99}, "a store of format 99; this version reads 2"),
         ({"num_tokens": 1 << 60}, "do not hold"),
         ({"num_documents": 1 << 60}, "do not hold"),
+        ({"num_sentences": 1 << 60}, "do not hold"),
         ({"files": {}}, "not a store's summary"),
         ({"files": None}, "not a store's summary"),
         ({"num_tokens": None}, "not a store's summary"),

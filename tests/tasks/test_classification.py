@@ -1,17 +1,15 @@
 """Classification of single sentences and pairs: truncation, the head, the official metrics."""
 
 import chex
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
 from tests.tasks.standins import CLS, PAD, SEP, LetterTokenizer, ListSource, TinyEncoder, stack
 from zoo.errors import UserError
 from zoo.tasks import registry
-from zoo.tasks.classification import Classification, longest_first
+from zoo.tasks.classification import Classification
 
 SINGLE = [{"text": "good good film", "label": "pos"}, {"text": "bad", "label": "neg"}]
 PAIRS = [
@@ -26,17 +24,6 @@ def examples_of(task, fields):
 
 def batch_of(task, fields):
     return stack([task.features(e, None, LetterTokenizer.vocabulary) for e in examples_of(task, fields)])
-
-
-@hypothesis.given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 40))
-def test_longest_first_equals_popping_one_by_one(first, second, budget):
-    a, b = first, second
-    while a + b > budget:
-        if a > b:
-            a -= 1
-        else:
-            b -= 1
-    assert longest_first(first, second, budget) == (a, b)
 
 
 def test_single_sentence_row():

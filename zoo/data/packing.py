@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Generic, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from zoo.data.store import TokenStore
 from zoo.data.tokenizer import Vocabulary
 from zoo.errors import UserError
 
+P = TypeVar("P")
 Specials = Literal["none", "row", "document"]
 PACKING = 2  # keeps the shuffle apart from the other streams of the same seed
 
@@ -195,6 +196,24 @@ def _span(
     return ids, starts
 
 
+class EpochPlans(Generic[P]):
+    """The plan of any epoch, of which the last two made are held, for any number of threads."""
+
+    def __init__(self, make: Callable[[int], P]):
+        self._make = make
+        self._lock = threading.Lock()
+        self._held: dict[int, P] = {}
+
+    def at(self, epoch: int) -> P:
+        # Two, because a batch may lie across the end of an epoch, and threads run ahead into the next.
+        with self._lock:
+            if epoch not in self._held:
+                while len(self._held) > 1:
+                    del self._held[next(iter(self._held))]
+                self._held[epoch] = self._make(epoch)
+            return self._held[epoch]
+
+
 class PackedRows:
     """A store as rows: a sequence of `pack_row`'s, and, for the pipeline, another such sequence at every epoch.
 
@@ -214,11 +233,12 @@ class PackedRows:
     ):
         self._store = store
         self._vocabulary = vocabulary
-        self._row_length = row_length
-        self._options = {"seed": seed, "split_documents": split_documents, "specials": specials}
-        self._lock = threading.Lock()
-        self._plans: dict[int, Plan] = {}
-        self._rows = len(self._plan(0))
+        self._plans = EpochPlans(
+            lambda epoch: packing_plan(
+                store.lengths, row_length, seed=seed, epoch=epoch, split_documents=split_documents, specials=specials
+            )
+        )
+        self._rows = len(self._plans.at(0))
 
     def __len__(self) -> int:
         """The number of rows in any epoch."""
@@ -230,16 +250,7 @@ class PackedRows:
 
     def at_epoch(self, epoch: int) -> EpochRows:
         """The rows of one epoch."""
-        return EpochRows(self._store, self._plan(epoch), self._vocabulary)
-
-    def _plan(self, epoch: int) -> Plan:
-        # Two plans are held: a batch may lie across the end of an epoch, and threads run ahead into the next.
-        with self._lock:
-            if epoch not in self._plans:
-                while len(self._plans) > 1:
-                    del self._plans[next(iter(self._plans))]
-                self._plans[epoch] = packing_plan(self._store.lengths, self._row_length, epoch=epoch, **self._options)
-            return self._plans[epoch]
+        return EpochRows(self._store, self._plans.at(epoch), self._vocabulary)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

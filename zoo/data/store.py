@@ -5,19 +5,25 @@ A store is a folder:
     tokens.bin        little-endian uint16 (uint32 where the vocabulary needs it), document after document
     word_starts.bin   a bit per token, the first in the lowest bit
     offsets.bin       int64 [documents + 1], where each document begins in tokens
+    sentences.bin     int64 [sentences + 1], where each sentence begins in tokens
     store.json        format version, counts, what it was made from, size and SHA-256 of each file
 
 It is written under another name and renamed when whole, so an interrupted preparation leaves nothing that looks like
 a store. Its folder is named by a hash of source, split, tokenizer and format; so changed data never meet an old store.
+
+A sentence is a line of a document, with the lines of white space alone that follow it: in the input form of BERT's data
+builders a line is a sentence. Lines are tokenized one by one, so that no piece lies across the end of one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator
@@ -33,12 +39,13 @@ from zoo.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SUMMARY = "store.json"
-FILES = ("tokens.bin", "word_starts.bin", "offsets.bin")
+FILES = ("tokens.bin", "word_starts.bin", "offsets.bin", "sentences.bin")
 # Characters that are tokenized together: enough to keep the library's threads busy, little enough to hold.
 BATCH_CHARACTERS = 1 << 20
 LARGEST_SUMMARY = 1 << 16
+NEXT_SENTENCE = re.compile(r"(?<=\n)(?=[^\S\n]*\S)")  # behind a line feed, before a line that holds something
 
 
 class TokenStore:
@@ -56,6 +63,7 @@ class TokenStore:
         self._tokens = _mapped(directory / "tokens.bin", summary["token_dtype"], self.num_tokens)
         self._bits = _mapped(directory / "word_starts.bin", "|u1", -(-self.num_tokens // 8))
         self._offsets = _mapped(directory / "offsets.bin", "<i8", summary["num_documents"] + 1)
+        self._sentences = _mapped(directory / "sentences.bin", "<i8", summary["num_sentences"] + 1)
 
     def __len__(self) -> int:
         """The number of documents; one of no tokens counts too."""
@@ -64,6 +72,15 @@ class TokenStore:
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self._offsets)
+
+    @property
+    def sentence_offsets(self) -> np.ndarray:
+        """int64 [sentences + 1], where each sentence begins among the tokens of all documents; none is without tokens."""
+        return self._sentences
+
+    def first_sentences(self) -> np.ndarray:
+        """int64 [documents + 1], the first sentence of each document; that of the next where a document has none."""
+        return np.searchsorted(self._sentences, self._offsets)
 
     def length(self, index: int) -> int:
         """The number of tokens of one document."""
@@ -78,6 +95,12 @@ class TokenStore:
         first, last = int(self._offsets[index]) + start, int(self._offsets[index]) + stop
         if not 0 <= start <= stop or last > self._offsets[index + 1]:
             raise ValueError(f"pieces {start} to {stop} of document {index} of {self.length(index)} pieces")
+        return self.pieces(first, last)
+
+    def pieces(self, first: int, last: int) -> Pieces:
+        """The pieces `first` to `last`, counted through all documents."""
+        if not 0 <= first <= last <= self.num_tokens:
+            raise ValueError(f"pieces {first} to {last} of {self.num_tokens}")
         bits = np.unpackbits(self._bits[first // 8 : -(-last // 8)], bitorder="little")
         starts = bits[first % 8 : first % 8 + last - first].astype(bool)
         return Pieces(self._tokens[first:last].astype(np.int32), starts)
@@ -167,39 +190,52 @@ def _mapped(path: Path, dtype: str, count: int) -> np.ndarray:
     return np.memmap(path, dtype, "r", shape=(count,)) if count else np.zeros(0, dtype)
 
 
-def _documents(records: Iterable[Record], tokenizer: Tokenizer) -> Iterator[Pieces]:
-    held: list[str] = []
+def _documents(records: Iterable[Record], tokenizer: Tokenizer) -> Iterator[list[Pieces]]:
+    """Each document as its sentences."""
+    held: list[list[str]] = []
     characters = 0
     for record in records:
         if "words" in record.fields:
-            yield tokenizer.encode_words(record.fields["words"])
+            yield [tokenizer.encode_words(record.fields["words"])]
             continue
-        held.append("\n".join(record.fields[f] for f in ("text", "text_pair") if f in record.fields))
-        characters += len(held[-1])
+        text = "\n".join(record.fields[f] for f in ("text", "text_pair") if f in record.fields)
+        held.append(NEXT_SENTENCE.split(text))
+        characters += len(text)
         if characters >= BATCH_CHARACTERS:
-            yield from tokenizer.encode_batch(held)
+            yield from _encoded(held, tokenizer)
             held, characters = [], 0
-    yield from tokenizer.encode_batch(held)
+    yield from _encoded(held, tokenizer)
 
 
-def _write(directory: Path, documents: Iterable[Pieces], vocabulary_size: int, what: str) -> None:
+def _encoded(documents: list[list[str]], tokenizer: Tokenizer) -> Iterator[list[Pieces]]:
+    encoded = iter(tokenizer.encode_batch([sentence for document in documents for sentence in document]))
+    for document in documents:
+        yield list(itertools.islice(encoded, len(document)))
+
+
+def _write(directory: Path, documents: Iterable[list[Pieces]], vocabulary_size: int, what: str) -> None:
     dtype = "<u2" if vocabulary_size <= 1 << 16 else "<u4"
-    num_documents = num_tokens = 0
+    num_documents = num_sentences = num_tokens = 0
     waiting = np.zeros(0, bool)  # word starts that do not fill a byte yet
     with contextlib.ExitStack() as stack:
-        tokens, bits, offsets = (stack.enter_context(open(directory / name, "wb")) for name in FILES)
+        tokens, bits, offsets, sentences = (stack.enter_context(open(directory / name, "wb")) for name in FILES)
         offsets.write(np.int64(0).astype("<i8").tobytes())
         for document in documents:
+            lengths = np.asarray([len(sentence.ids) for sentence in document], np.int64)
+            begins = (num_tokens + np.cumsum(lengths) - lengths)[lengths > 0]
             num_documents += 1
-            num_tokens += len(document.ids)
-            tokens.write(document.ids.astype(dtype).tobytes())
+            num_sentences += len(begins)
+            num_tokens += int(lengths.sum())
+            tokens.write(np.concatenate([sentence.ids for sentence in document]).astype(dtype).tobytes())
+            sentences.write(begins.astype("<i8").tobytes())
             offsets.write(np.int64(num_tokens).astype("<i8").tobytes())
-            waiting = np.concatenate([waiting, document.word_starts])
+            waiting = np.concatenate([waiting, *(sentence.word_starts for sentence in document)])
             whole = len(waiting) // 8 * 8
             bits.write(np.packbits(waiting[:whole], bitorder="little").tobytes())
             waiting = waiting[whole:]
         bits.write(np.packbits(waiting, bitorder="little").tobytes())
-        for file in (tokens, bits, offsets):
+        sentences.write(np.int64(num_tokens).astype("<i8").tobytes())
+        for file in (tokens, bits, offsets, sentences):
             _flush(file)
     if not num_tokens:
         raise UserError(f"{what}: no tokens in {num_documents} documents")
@@ -211,6 +247,7 @@ def _write(directory: Path, documents: Iterable[Pieces], vocabulary_size: int, w
         "format_version": FORMAT_VERSION,
         "fingerprint": hashlib.sha256(json.dumps([dtype, files], sort_keys=True).encode()).hexdigest(),
         "num_documents": num_documents,
+        "num_sentences": num_sentences,
         "num_tokens": num_tokens,
         "token_dtype": dtype,
         "files": files,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.data.truncation import longest_first
 from zoo.errors import UserError, near
 from zoo.tasks import scores
 from zoo.tasks.registration import registry
@@ -144,20 +145,6 @@ class ClassificationModule(nn.Module):
         loss = (cross_entropy(logits, batch["label"]) * weight).sum()
         predictions = {"label": jnp.argmax(logits, axis=-1).astype(jnp.int32)}
         return Output({"classification": (loss, weight.sum())}, predictions)
-
-
-def longest_first(first: int, second: int, budget: int) -> tuple[int, int]:
-    """What is left of two lengths after taking one from the longer, at a tie from the second, until they fit.
-
-    The same as Google's `_truncate_seq_pair` and Hugging Face's `longest_first`, without the loop.
-    """
-    if first + second <= budget:
-        return first, second
-    if second <= budget // 2:
-        return budget - second, second
-    if first <= budget - budget // 2:
-        return first, budget - first
-    return budget - budget // 2, budget // 2
 
 
 def _batches(records: Iterator[Any], size: int = 512) -> Iterator[list[Any]]:
