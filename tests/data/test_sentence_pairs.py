@@ -204,7 +204,7 @@ def test_pairs_are_cut_from_the_longer_at_either_end(tmp_path):
 
 
 def test_every_part_of_a_long_sentence_is_seen(corpus):
-    store, vocabulary = corpus
+    store, _ = corpus
     (long,) = np.flatnonzero(np.diff(store.sentence_offsets) > 100)
     wanted = set(store.pieces(*store.sentence_offsets[long : long + 2]).ids.tolist())
     seen = set()
@@ -304,7 +304,7 @@ def test_one_document_has_an_order(tmp_path):
 
 
 def test_the_smallest_rows(corpus):
-    store, vocabulary = corpus
+    _, vocabulary = corpus
     pairs = pairs_of(corpus, row_length=5)
     assert all((pairs[k]["input_ids"] == vocabulary.sep).sum() == 2 for k in range(len(pairs)))
 

@@ -28,6 +28,7 @@ class TinyEncoder(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
     has_pooler: bool = True
+    token_types: int = 2
 
     def setup(self):
         self.table = self.param("table", self.initializer(), (self.vocab_size, self.embedding_dim))

@@ -1,9 +1,18 @@
 """What a model is trained to do: pretraining objectives and downstream tasks alike, each a part under one name."""
 
-from zoo.tasks import classification, masked_lm, token_tagging
+from zoo.tasks import classification, masked_lm, masked_lm_with_sentences, token_tagging
 from zoo.tasks.registration import registry
 from zoo.tasks.task import Output, Task
 
 names = registry.names
 
-__all__ = ["Output", "Task", "classification", "masked_lm", "names", "registry", "token_tagging"]
+__all__ = [
+    "Output",
+    "Task",
+    "classification",
+    "masked_lm",
+    "masked_lm_with_sentences",
+    "names",
+    "registry",
+    "token_tagging",
+]

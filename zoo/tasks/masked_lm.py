@@ -21,25 +21,15 @@ from zoo.tasks.registration import registry
 from zoo.tasks.task import Heads, Output, Task, check_same_length, cross_entropy, encode
 
 
-@registry.register("masked_lm")
 @dataclasses.dataclass(frozen=True)
-class MaskedLM(Task):
-    """−Σ_k w_k log p(y_k) / Σ_k w_k over the masked positions (Devlin et al. 2018, arXiv 1810.04805, section 3.1).
-
-    p = softmax(LN(gelu(h W + b)) Eᵀ + c) with E the input embedding. Rows are filled with documents, anew for every
-    epoch; masks are dynamic (RoBERTa, arXiv 1907.11692, section 4.1): a function of seed, epoch and row. Only the
-    masked positions meet the vocabulary.
+class MaskedTokens(Task):
+    """What every task has that hides tokens of a row and predicts them.
 
     Attributes:
       rate: the share of a row's tokens to hide.
       max_predictions: P, the slots for hidden tokens in a row; None: what `rate` of a full row needs.
       whole_word: hide all pieces of a word or none.
       replace: shares of hidden tokens that become [MASK], a random token, and stay.
-      attend_across: documents packed into one row see each other and positions run through; else each is alone and
-        its positions begin at 0.
-      specials: where [CLS] and [SEP] stand: around no text, each row's, or each document's.
-      split_documents: a document may go on in another row; else only one longer than a row is cut.
-      seed: of the order in which documents are packed.
       activation: gelu by the error function or by tanh.
       norm_epsilon: of the head's layer norm.
     """
@@ -48,10 +38,6 @@ class MaskedLM(Task):
     max_predictions: int | None = None
     whole_word: bool = False
     replace: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    attend_across: bool = False
-    specials: Specials = "document"
-    split_documents: bool = True
-    seed: int = 0
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     norm_epsilon: float = 1e-12
 
@@ -75,29 +61,16 @@ class MaskedLM(Task):
     def main_metric(self) -> str:
         return "accuracy"
 
-    def examples(self, source: Any, split: str, tokenizer: Any, directory: Any) -> PackedRows:
-        """Packed rows over the prepared store, which is made in `directory` where it is not there yet."""
-        store = prepare(source, split, tokenizer, directory)
-        return PackedRows(
-            store,
-            tokenizer.vocabulary,
-            row_length=self.max_length,
-            seed=self.seed,
-            split_documents=self.split_documents,
-            specials=self.specials,
-        )
-
-    def features(
+    def hidden_tokens(
         self, example: Mapping[str, np.ndarray], rng: np.random.Generator, vocabulary: Any
     ) -> dict[str, np.ndarray]:
-        """`input_ids`, `segment_ids` [T]; `positions` [T] where documents are apart; `masked_*` [P].
+        """`input_ids` [T] with tokens hidden, and `masked_*` [P].
 
         `masked_positions` are indices into the row, `masked_labels` the tokens that stood there, `masked_weights` 1,
         or 0 for an unused slot.
         """
-        ids, segment_ids = example["input_ids"], example["segment_ids"]
         masked = mask_tokens(
-            ids,
+            example["input_ids"],
             example["word_starts"],
             vocabulary=vocabulary,
             rng=rng,
@@ -106,19 +79,12 @@ class MaskedLM(Task):
             whole_word=self.whole_word,
             replace=self.replace,
         )
-        features = {
+        return {
             "input_ids": masked.ids,
-            "segment_ids": (segment_ids > 0).astype(np.int32) if self.attend_across else segment_ids,
             "masked_positions": masked.positions,
             "masked_labels": masked.labels,
             "masked_weights": masked.weights,
         }
-        if not self.attend_across:
-            features["positions"] = example["positions"]
-        return features
-
-    def module(self, model: nn.Module) -> nn.Module:
-        return MaskedLMModule(model, self.activation, self.norm_epsilon)
 
     def score(self, predictions: Mapping[str, np.ndarray], examples: Sequence) -> dict[str, float]:
         """`loss` in nats per hidden token, `perplexity` exp(loss), `accuracy` over the hidden tokens of the whole set."""
@@ -134,6 +100,55 @@ class MaskedLM(Task):
         }
 
 
+@registry.register("masked_lm")
+@dataclasses.dataclass(frozen=True)
+class MaskedLM(MaskedTokens):
+    """−Σ_k w_k log p(y_k) / Σ_k w_k over the masked positions (Devlin et al. 2018, arXiv 1810.04805, section 3.1).
+
+    p = softmax(LN(gelu(h W + b)) Eᵀ + c) with E the input embedding. Rows are filled with documents, anew for every
+    epoch; masks are dynamic (RoBERTa, arXiv 1907.11692, section 4.1): a function of seed, epoch and row. Only the
+    masked positions meet the vocabulary.
+
+    Attributes (and those of `MaskedTokens`):
+      attend_across: documents packed into one row see each other and positions run through; else each is alone and
+        its positions begin at 0.
+      specials: where [CLS] and [SEP] stand: around no text, each row's, or each document's.
+      split_documents: a document may go on in another row; else only one longer than a row is cut.
+      seed: of the order in which documents are packed.
+    """
+
+    attend_across: bool = False
+    specials: Specials = "document"
+    split_documents: bool = True
+    seed: int = 0
+
+    def examples(self, source: Any, split: str, tokenizer: Any, directory: Any) -> PackedRows:
+        """Packed rows over the prepared store, which is made in `directory` where it is not there yet."""
+        store = prepare(source, split, tokenizer, directory)
+        return PackedRows(
+            store,
+            tokenizer.vocabulary,
+            row_length=self.max_length,
+            seed=self.seed,
+            split_documents=self.split_documents,
+            specials=self.specials,
+        )
+
+    def features(
+        self, example: Mapping[str, np.ndarray], rng: np.random.Generator, vocabulary: Any
+    ) -> dict[str, np.ndarray]:
+        """`input_ids`, `segment_ids` [T]; `positions` [T] where documents are apart; `masked_*` [P]."""
+        segment_ids = example["segment_ids"]
+        features = self.hidden_tokens(example, rng, vocabulary)
+        features["segment_ids"] = (segment_ids > 0).astype(np.int32) if self.attend_across else segment_ids
+        if not self.attend_across:
+            features["positions"] = example["positions"]
+        return features
+
+    def module(self, model: nn.Module) -> nn.Module:
+        return MaskedLMModule(model, self.activation, self.norm_epsilon)
+
+
 class MaskedLMModule(nn.Module):
     """(batch, train) → one loss over the masked positions; predictions `loss_sum`, `weight`, `correct`, each [B]."""
 
@@ -144,22 +159,36 @@ class MaskedLMModule(nn.Module):
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], train: bool = False) -> Output:
         hidden = encode(self.model, batch, train).hidden
-        at_masks = jnp.take_along_axis(hidden, batch["masked_positions"][..., None], axis=1)
-        head = functools.partial(
-            MaskedLMHead,
-            embedding_dim=self.model.embedding_dim,
-            activation=self.activation,
-            epsilon=self.norm_epsilon,
-            dtype=self.model.dtype,
-            initializer=self.model.initializer(),
-        )
-        logits = Heads("masked_lm", head, name="heads")(at_masks, self.model.embedding_table())
-        labels = batch["masked_labels"]
-        weight = batch["masked_weights"] * batch["example_weight"].astype(jnp.float32)[:, None]
-        loss = cross_entropy(logits, labels) * weight
-        correct = (jnp.argmax(logits, axis=-1) == labels) * weight
-        predictions = {"loss_sum": loss.sum(1), "weight": weight.sum(1), "correct": correct.sum(1)}
-        return Output({"masked_lm": (loss.sum(), weight.sum())}, predictions)
+        head = masked_lm_head(self.model, self.activation, self.norm_epsilon)
+        logits = Heads("masked_lm", head, name="heads")(at_masks(hidden, batch), self.model.embedding_table())
+        return masked_lm_output(logits, batch)
+
+
+def at_masks(hidden: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """The masked positions of the last layer: [B, T, D] → [B, P, D]."""
+    return jnp.take_along_axis(hidden, batch["masked_positions"][..., None], axis=1)
+
+
+def masked_lm_head(model: nn.Module, activation: str, norm_epsilon: float) -> Callable[..., MaskedLMHead]:
+    """The head that fits a Transformer, still to be named."""
+    return functools.partial(
+        MaskedLMHead,
+        embedding_dim=model.embedding_dim,
+        activation=activation,
+        epsilon=norm_epsilon,
+        dtype=model.dtype,
+        initializer=model.initializer(),
+    )
+
+
+def masked_lm_output(logits: jax.Array, batch: Mapping[str, jax.Array]) -> Output:
+    """The loss "masked_lm" and the predictions `loss_sum`, `weight`, `correct` [B] of logits [B, P, V]."""
+    labels = batch["masked_labels"]
+    weight = batch["masked_weights"] * batch["example_weight"].astype(jnp.float32)[:, None]
+    loss = cross_entropy(logits, labels) * weight
+    correct = (jnp.argmax(logits, axis=-1) == labels) * weight
+    predictions = {"loss_sum": loss.sum(1), "weight": weight.sum(1), "correct": correct.sum(1)}
+    return Output({"masked_lm": (loss.sum(), weight.sum())}, predictions)
 
 
 class MaskedLMHead(nn.Module):
