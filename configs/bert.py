@@ -5,8 +5,8 @@
 
 Tasks pretrain, ner, lcqmc and chnsenti; `size=base` (default), `large`, or `tiny`, which trains on a CPU:
 `configs/bert.py:lcqmc,size=tiny`. Published for base (NEZHA's report, table 4; dev/test): People's Daily NER 96.53/98.58,
-LCQMC accuracy 89.04/87.61, ChnSentiCorp accuracy 94.91/95.42, there with next-sentence prediction. The paper pretrained
-base on 16 Cloud TPU chips for 4 days.
+LCQMC accuracy 89.04/87.61, ChnSentiCorp accuracy 94.91/95.42. Pretraining is masked LM and next-sentence prediction, as in
+the paper, which pretrained base on 16 Cloud TPU chips for 4 days.
 """
 
 from __future__ import annotations

@@ -32,14 +32,19 @@ def _model(family: str, size: str, **values: Any) -> ConfigDict:
 
 
 def pretrain(family: str, size: str) -> ConfigDict:
-    """Whole-word masked LM, 128 long, 15 % of the tokens in at most 20 slots, by LAMB.
+    """Whole-word masked LM and next-sentence prediction, 128 long, 15 % of the tokens in at most 20 slots, by LAMB.
+
+    The corpus has a sentence per line and an empty line between documents. Without next-sentence prediction:
+    `--config.task=masked_lm:max_length=128,max_predictions=20,whole_word=True --config.model.pooler=False`.
 
     NEZHA's report: LAMB, peak 1.8e-4 (base) or 1e-4 (large), 1800 steps of warm-up, global batches of 14,400 or 5,120
     sequences; it gives no number of steps. Here one pass is `steps` updates that you choose for your corpus.
     """
-    config = _model(family, size, pooler=False)
+    config = _model(family, size, pooler=True)
     config.data = dict(name="text", train=("data/corpus.txt",), documents="blank_line")
-    config.task = dict(name="masked_lm", max_length=128, rate=0.15, max_predictions=20, whole_word=True)
+    config.task = dict(
+        name="masked_lm_with_sentences", objective="nsp", max_length=128, rate=0.15, max_predictions=20, whole_word=True
+    )
     peak, batch, steps, warmup = {
         "base": (1.8e-4, 14_400, 100_000, 1800),
         "large": (1e-4, 5_120, 100_000, 1800),

@@ -5,8 +5,8 @@
 
 Tasks pretrain, ner, lcqmc and chnsenti; `size=base` (default), `large`, or `tiny`, which trains on a CPU:
 `configs/nezha.py:lcqmc,size=tiny`. Published for base (table 4; dev/test): People's Daily NER 97.22/98.58, LCQMC accuracy
-89.98/87.41, ChnSentiCorp accuracy 94.74/95.17. The report pretrained on 80 V100 GPUs, 10.5 G tokens, with next-sentence
-prediction; the NER figures are token-level.
+89.98/87.41, ChnSentiCorp accuracy 94.74/95.17; the NER figures are token-level. Pretraining is masked LM and next-sentence
+prediction, as in the report, which pretrained on 80 V100 GPUs and 10.5 G tokens.
 """
 
 from __future__ import annotations
