@@ -135,6 +135,7 @@ class SquaredDistance:
 
 def cases(batch: int = 1, length: int = 600, heads: int = 2, width: int = 16) -> dict[str, tuple[Any, Any, Any]]:
     """Name → ((q, k, v), terms, mask): one case per kind of term, and the masks; long enough that a chunked kernel needs several chunks."""
+    import jax.numpy as jnp
     import numpy as np
 
     from kernels.attention import (
@@ -160,7 +161,7 @@ def cases(batch: int = 1, length: int = 600, heads: int = 2, width: int = 16) ->
 
     shape = (batch, length, heads, width)
     arrays = (normal(*shape), normal(*shape), normal(*shape))
-    segments = np.repeat(np.array([[1, 2, 0]], np.int32), length // 3, axis=1).repeat(batch, axis=0)
+    segments = jnp.repeat(jnp.array([[1, 2, 0]], jnp.int32), length // 3, axis=1).repeat(batch, axis=0)
     full = AttentionMask()
     distance = np.log1p(np.abs(np.arange(1 - length, length))).astype(np.float32)
     line = PiecewiseLinear(distance, 1 + normal(batch, length) ** 2, normal(3), normal(heads, 3), normal(heads, 2))
