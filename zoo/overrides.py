@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections.config_dict import FieldReference
 
 from zoo.errors import UserError, near
-from zoo.parts import COMPOSED, Schema, describe_fields, field_defaults, field_types, schema
+from zoo.parts import COMPOSED, GROUPS, REGISTRIES, Schema, describe_fields, field_defaults, field_types, schema
 from zoo.registry import Registry, coerce, to_config
 
 Tree = dict[str, Any]
@@ -92,8 +92,12 @@ class _Writer:
 
 
 def kind_of(where: str) -> str:
-    """The config key that says which kind of part stands at `where`: `encoding` for config.encoding and config.encoding.0."""
-    return next(key for key in reversed(where.split(".")) if not key.isdigit())
+    """The config key that says what stands at `where`: `encoding` for config.encoding, config.encoding.0 and a block's own
+    encoding inside config.model; "" for the plain fields of another part or group, such as config.mesh.data.
+    """
+    keys = [key for key in where.split(".") if not key.isdigit()]
+    of_plain_fields = (REGISTRIES.keys() | GROUPS.keys()) - {"model"}
+    return "" if len(keys) > 2 and keys[-2] in of_plain_fields else keys[-1]
 
 
 def registry_at(where: str, schema: Schema) -> Registry | None:
