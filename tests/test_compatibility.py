@@ -68,6 +68,8 @@ def test_a_refusal_carries_the_reason_and_building_raises_it():
     [
         ("nezha", Kernelised(), None, "depends on content and distance together"),
         (("rope", {"name": "rope", "theta": 1.0}), "softmax", None, "only one encoding can transform queries and keys"),
+        (("alibi", "alibi"), "softmax", None, "the same encoding is given twice"),
+        (("t5", {"name": "t5", "scale": 0.5}), "softmax", None, "set the scale of the logits to 0.5 and 1.0"),
         (Ordered(), Kernelised(), None, "replaces the attention core"),
         (Ordered(), "softmax", AttentionMask(), "at or before the query only; use a causal mask"),
         (

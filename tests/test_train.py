@@ -202,3 +202,16 @@ def test_a_resumed_run_sees_the_batches_it_would_have_seen(folder, tmp_path):
     resumed = [batch for (_, batch), _ in zip(pipeline.iterate(3), range(2), strict=False)]
     for one, two in zip(unbroken[3:], resumed, strict=True):
         chex.assert_trees_all_equal(one, two)
+
+
+def test_fine_tuning_refuses_other_ids_than_those_it_starts_from(folder, tmp_path):
+    pretrained = tmp_path / "pretrained"
+    train.train(config(folder, train__steps=2, schedule__warmup=0), pretrained)
+    pieces = (pretrained / "tokenizer" / "vocab.txt").read_text().split("\n")
+    pieces[-2], pieces[-3] = pieces[-3], pieces[-2]
+    (tmp_path / "other.txt").write_text("\n".join(pieces))
+    made = config(folder, "classification", init_from=str(pretrained), tokenizer__path=str(tmp_path / "other.txt"))
+    with pytest.raises(UserError, match="gives other ids than"):
+        assemble(made, tmp_path / "tuned")
+    made = config(folder, "classification", init_from=str(pretrained), tokenizer__path=None)
+    assert assemble(made, tmp_path / "tuned").tokenizer.fingerprint

@@ -66,6 +66,11 @@ def compatible(
         doing = [p.name for p, f in zip(parts, facts, strict=True) if kind in f.kinds]
         if len(doing) > 1:
             return Compatibility(False, f"{who}only one encoding can {what}, not {' and '.join(map(repr, doing))}")
+    if len(set(parts)) < len(parts):
+        return Compatibility(False, f"{who}the same encoding is given twice")
+    scales = sorted({f.scale for f in facts if f.scale is not None})
+    if len(scales) > 1:
+        return Compatibility(False, f"{who}they set the scale of the logits to {' and '.join(map(str, scales))}")
     if grouped_heads and not taken.grouped_heads:
         return Compatibility(False, f"{who}the mixer takes as many key/value heads as query heads")
     return _direction(parts, part, mask, who)
@@ -85,11 +90,26 @@ def _direction(parts: tuple[Encoding, ...], mixer: Mixer, mask: AttentionMask | 
     if not mask.causal and not_bidirectional:
         names = " and ".join(map(repr, not_bidirectional))
         return Compatibility(False, f"{who}{names} is defined for keys at or before the query only; use a causal mask")
-    used = {name for name, value in vars(mask).items() if value is not None and value is not False}
-    missing = sorted(used - mixer.facts().mask_parts)
+    missing = _missing_mask_parts(mixer, mask)
     if missing:
         return Compatibility(False, f"{who}the mixer does not honour the mask's {', '.join(missing)}")
     return Compatibility(True)
+
+
+def _missing_mask_parts(mixer: Mixer, mask: AttentionMask) -> list[str]:
+    used = {name for name, value in vars(mask).items() if value is not None and value is not False}
+    return sorted(used - mixer.facts().mask_parts)
+
+
+def require_mask(mixer: Mixer, mask: AttentionMask) -> None:
+    """Raises where a mixer is handed a mask of which it cannot honour a part; static, so it costs a traced call nothing.
+
+    Raises:
+      UserError: names the parts.
+    """
+    missing = _missing_mask_parts(mixer, mask)
+    if missing:
+        raise UserError(f"mixer {mixer.name!r} does not honour the mask's {', '.join(missing)}")
 
 
 def require_compatible(

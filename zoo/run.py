@@ -121,15 +121,16 @@ def check_same_data(parts: Parts, workdir: Path) -> None:
 def _filled_in(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
     """`config` with what a run fills in taken from the saved one, where the config leaves it open."""
     tree, known = plain(config), plain(saved)
-    if tree["model"]["vocab_size"] is None:
-        tree["model"]["vocab_size"] = known["model"]["vocab_size"]
+    for name in ("vocab_size", "dtype"):
+        if tree["model"].get(name) is None:
+            tree["model"][name] = known["model"].get(name)
     if not tree["task"].get("labels", True):
         tree["task"]["labels"] = known["task"].get("labels", ())
     return ConfigDict(tree)
 
 
 def assemble(config: ConfigDict, workdir: Path) -> Parts:
-    """Source, tokenizer, task and model of a config; what the data decides (vocabulary size, labels) is filled in.
+    """Source, tokenizer, task and model of a config; what data and device decide (vocabulary size, labels, dtype) is filled in.
 
     Raises:
       UserError: a part that is wrong or does not fit the others.
@@ -153,6 +154,8 @@ def assemble(config: ConfigDict, workdir: Path) -> Parts:
     vocabulary = tokenizer.vocabulary
     if tree["model"]["vocab_size"] is None:
         tree["model"]["vocab_size"] = vocabulary.size
+    if tree["model"].get("dtype") is None:
+        tree["model"]["dtype"] = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if tree["model"]["vocab_size"] < vocabulary.size:
         raise UserError(
             f"model.vocab_size is {tree['model']['vocab_size']}, the tokenizer has {vocabulary.size} pieces; "
@@ -191,6 +194,13 @@ def _tokenizer(config: Mapping[str, Any], source: Any, workdir: Path) -> Tokeniz
         tokenizer = tokenizers.build(config["tokenizer"]).tokenizer(source, kept)
     else:
         raise UserError(f"{kept} is not a tokenizer that this run learnt; move it away, or choose another --workdir")
+    if config["init_from"] is not None and named:
+        theirs = Path(config["init_from"]) / TOKENIZER
+        if not tokenizer.gives_the_ids_of(load_tokenizer(theirs)):
+            raise UserError(
+                f"tokenizer.path={config['tokenizer']['path']!r} gives other ids than {theirs}, which init_from was trained "
+                "with; leave tokenizer.path None to take that one"
+            )
     if not replaceable and load_tokenizer(kept).fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"{kept} holds another tokenizer than the config names; move it away, or choose another --workdir"

@@ -21,7 +21,8 @@ class Positions:
       within: int32 `[B or 1, T]`, the token's index within its sentence, or None.
       grid: int32 `[B or 1, T, 2]`, row and column on a two-dimensional grid, or None.
       contiguous: static. True promises that inside every segment `token` grows by one per array index, so that the
-        relative position r = j − i equals the difference of array indices and tables may be sliced. Where False,
+        relative position r = j − i equals the difference of array indices and tables may be sliced. (Without segment ids
+        the whole row is one segment.) Where False,
         tables are gathered, and a fused kernel raises.
     """
 

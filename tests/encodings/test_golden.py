@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kernels.attention import AttentionMask, Positions, attention, logits
-from zoo.encodings import Dims, Project, Site, registry
+from zoo.encodings import Dims, Place, Project, Site, registry
 from zoo.encodings.alibi import slopes
 from zoo.encodings.sinusoidal import Sinusoidal, sinusoids
 from zoo.encodings.t5 import T5, bucket
@@ -20,15 +20,16 @@ K = np.cos(0.2 * ROWS - 0.5 * C + 0.4)
 V = np.sin(0.11 * (ROWS + 1) * (C + 1))
 DIMS = Dims(model_dim=4, num_heads=1, num_kv_heads=1, head_dim=4, num_layers=1, max_length=16)
 
+PLACE = Place(Positions.arange(4), span=3)
+SITE = Site(None, None, {}, Project(None, None, None), PLACE, AttentionMask())
+
 
 def encode(config, params=None):
     """q, k, v, terms and scale of the golden input, one head, no projections."""
     part = registry.build(config)
-    positions = Positions.arange(4)
     shared = part.shared(DIMS)
-    made = None if shared is None else shared.apply({"params": params or {}}, positions, 3)
-    site = Site(None, {}, Project(None, None, None), positions, positions, AttentionMask())
-    return part.layer(DIMS).apply({}, made, *(jnp.asarray(a, jnp.float32)[None, :, None, :] for a in (Q, K, V)), site)
+    made = None if shared is None else shared.apply({"params": params or {}}, PLACE)
+    return part.layer(DIMS).apply({}, made, *(jnp.asarray(a, jnp.float32)[None, :, None, :] for a in (Q, K, V)), SITE)
 
 
 def scores(config, params=None):
@@ -54,7 +55,7 @@ def test_nezha():
 
 def test_nezha_table_is_that_of_the_released_code():
     dims = Dims(64, 1, 1, 64, 1, 16)
-    (term,) = registry.build("nezha").shared(dims).apply({}, Positions.arange(4), 3)
+    (term,) = registry.build("nezha").shared(dims).apply({}, PLACE)
     table = np.asarray(term.query.values)[:, 0]
     assert table.shape == (129, 64)
     close(table[0, :4], [0, 1, 0, 1])
@@ -87,10 +88,9 @@ def test_rope_layouts_are_one_encoding_up_to_a_permutation_of_channels():
     half = encode({"name": "rope", "layout": "half"})
     order = np.array([0, 2, 1, 3])  # channel m and m + 2 become neighbours
     part = registry.build({"name": "rope", "layout": "interleaved"})
-    tables = part.shared(DIMS).apply({}, Positions.arange(4), 3)
-    site = Site(None, {}, Project(None, None, None), Positions.arange(4), Positions.arange(4), AttentionMask())
+    tables = part.shared(DIMS).apply({}, PLACE)
     q, k, v = (jnp.asarray(a[:, order], jnp.float32)[None, :, None] for a in (Q, K, V))
-    other = part.layer(DIMS).apply({}, tables, q, k, v, site)
+    other = part.layer(DIMS).apply({}, tables, q, k, v, SITE)
     close(logits((), half.q, half.k), logits((), other.q, other.k))
 
 
@@ -163,8 +163,9 @@ def test_learned_positions_refuse_a_longer_sequence():
     module = part.embedding(DIMS)
     x = jnp.zeros((1, 17, 4))
     with pytest.raises(ValueError, match="max_length=16 positions, the sequence has 17"):
-        jax.eval_shape(lambda: module.init(jax.random.key(0), x, Positions.arange(17), AttentionMask(), None))
+        jax.eval_shape(lambda: module.init(jax.random.key(0), x, Place(Positions.arange(17)), AttentionMask(), None))
     table = {"params": {"table": jnp.zeros((16, 4))}}
-    outside, _ = module.apply(table, x[:, :1], Positions(jnp.array([[16]])), AttentionMask(), None)
-    assert jnp.all(jnp.isnan(outside)), "a position outside the table must not be clamped"
+    for position in (16, -1):
+        outside, _ = module.apply(table, x[:, :1], Place(Positions(jnp.array([[position]]))), AttentionMask(), None)
+        assert jnp.all(jnp.isnan(outside)), "a position outside the table is neither clamped nor counted from its end"
     chex.assert_shape(outside, (1, 1, 4))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from kernels.attention import AttentionMask, Positions
-from zoo.encodings import Dims, registry
-from zoo.mixers import Context, Style
+from zoo.encodings import Dims, Place, registry
+from zoo.mixers import Style
 from zoo.mixers.softmax import Softmax
 
 DIMS = Dims(model_dim=12, num_heads=4, num_kv_heads=2, head_dim=6, num_layers=1, max_length=16)
@@ -22,14 +22,14 @@ def layer(mixer=None, encodings=(), style=STYLE):
 
 
 def call(module, params, x, **kwargs):
-    positions = kwargs.pop("positions", Positions.arange(x.shape[1]))
+    place = kwargs.pop("place", Place(Positions.arange(x.shape[1])))
     kwargs = {"mask": AttentionMask(), "shared": (), **kwargs}
-    return module.apply(params, x, {}, positions=positions, **kwargs)
+    return module.apply(params, x, {}, place=place, **kwargs)
 
 
 def initial(module, x):
     params = module.init(
-        jax.random.key(0), x, {}, mask=AttentionMask(), shared=(), positions=Positions.arange(x.shape[1])
+        jax.random.key(0), x, {}, mask=AttentionMask(), shared=(), place=Place(Positions.arange(x.shape[1]))
     )
     return jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(1), a.shape), params)
 
@@ -84,7 +84,7 @@ def test_keys_and_values_may_come_from_a_context():
     source = jax.random.normal(jax.random.key(3), (2, 7, 12))
     module = layer()
     params = initial(module, x)
-    y, _, _ = call(module, params, x, context=Context(source, Positions.arange(7)))
+    y, _, _ = call(module, params, x, context=source, place=Place(Positions.arange(5), sources=Positions.arange(7)))
     chex.assert_trees_all_close(np.asarray(y), by_hand(params, x, source), atol=1e-4)
 
 
@@ -93,7 +93,7 @@ def test_two_encodings_that_set_different_scales_are_refused():
     module = layer(encodings=encodings)
     x = jnp.zeros((1, 3, 12))
     with pytest.raises(ValueError, match="two encodings set the scale"):
-        module.init(jax.random.key(0), x, {}, mask=AttentionMask(), shared=((), ()), positions=Positions.arange(3))
+        module.init(jax.random.key(0), x, {}, mask=AttentionMask(), shared=((), ()), place=Place(Positions.arange(3)))
 
 
 def test_a_named_kernel_that_is_not_there_raises():
@@ -101,3 +101,37 @@ def test_a_named_kernel_that_is_not_there_raises():
     module = layer(Softmax(implementation="pallas_tpu"))
     with pytest.raises(ValueError, match="pallas_tpu"):
         initial(module, x)
+
+
+def test_a_context_is_rotated_by_its_own_positions():
+    rope = registry.build("rope")
+    x = jax.random.normal(jax.random.key(2), (1, 4, 12))
+    source = jax.random.normal(jax.random.key(3), (1, 6, 12))
+    module = layer(encodings=(rope,))
+    params = initial(layer(), x)
+
+    def attended(start):
+        place = Place(Positions.arange(4), sources=Positions.arange(6, start))
+        shared = (rope.shared(DIMS).apply({}, place),)
+        return call(module, params, x, context=source, place=place, shared=shared)[0]
+
+    both = Place(Positions.arange(4, 3), sources=Positions.arange(6, 3))
+    shifted = call(module, params, x, context=source, place=both, shared=(rope.shared(DIMS).apply({}, both),))[0]
+    chex.assert_trees_all_close(attended(0), shifted, atol=1e-5)
+    assert jnp.abs(attended(0) - attended(3)).max() > 1e-3
+
+
+def test_a_context_without_its_positions_is_refused():
+    x = jnp.zeros((1, 3, 12))
+    module = layer()
+    params = initial(module, x)
+    with pytest.raises(ValueError, match=r"place\.sources"):
+        call(module, params, x, context=x)
+
+
+def test_the_mixers_window_and_the_masks_are_intersected():
+    x = jax.random.normal(jax.random.key(2), (1, 7, 12))
+    narrow, wide = layer(Softmax(window=(1, 2))), layer(Softmax(window=(3, 3)))
+    params = initial(narrow, x)
+    both = call(wide, params, x, mask=AttentionMask(window=(1, 2)))[0]
+    chex.assert_trees_all_close(both, call(narrow, params, x)[0], atol=1e-6)

@@ -21,7 +21,8 @@ from zoo.layers.feed_forward import Gelu, SwiGLU
 from zoo.mixers import Mixer, MixerFacts, Style
 from zoo.mixers.softmax import Softmax
 from zoo.models import Stage, Transformer
-from zoo.models.parameters import parameter_shapes
+from zoo.models.parameters import has_layer_axis, parameter_shapes
+from zoo.training.sharding import make_mesh, parameter_shardings
 
 
 def model_of(*stages: Stage, **kwargs: Any) -> Transformer:
@@ -104,12 +105,12 @@ class Counter(Encoding):
 
 
 class Zeros(nn.Module):
-    def __call__(self, x, positions):
+    def __call__(self, x, place):
         return jnp.zeros(x.shape[:2])
 
 
 class AddOne(nn.Module):
-    def __call__(self, side, y, positions):
+    def __call__(self, side, y, place):
         return side + 1.0
 
 
@@ -117,7 +118,7 @@ class CounterLayer(EncodingLayer):
     def __call__(self, shared, q, k, v, site) -> Encoded:
         return Encoded(q, k, v)
 
-    def back(self, out, side, site):
+    def back(self, out, shared, side, site):
         return out + 100.0 * side["counter"][:, :, None, None], side
 
 
@@ -151,7 +152,7 @@ class AverageModule(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, x, side, *, mask, shared, positions, context=None, cache=None, train=False):
+    def __call__(self, x, side, *, mask, shared, place, context=None, cache=None):
         return x + self.style.dense(self.dims.model_dim, name="output")(x.mean(1, keepdims=True)), side, cache
 
 
@@ -165,6 +166,53 @@ def test_a_mixer_replaces_the_block():
     weights = params["params"]["stage_0"]["block_0"]["mixer"]["output"]
     expected = states[1] + states[1].mean(1, keepdims=True) @ weights["kernel"][1] + weights["bias"][1]
     chex.assert_trees_all_close(states[2], expected, atol=1e-5)
+
+
+def test_a_mixer_that_cannot_honour_segments_refuses_a_batch_with_them():
+    model = model_of(Stage((BlockSpec(mixer=Average(), encodings=()),)))
+    params, ids = parameters(model), tokens(1, 4)
+    with pytest.raises(UserError, match="'average' does not honour the mask's key_segments, query_segments"):
+        model.apply(params, ids, segment_ids=jnp.array([[1, 1, 2, 2]]))
+
+
+def test_a_named_kernel_reaches_an_encodings_own_core():
+    model = model_of(Stage((spec(Temperature(), mixer=Softmax(implementation="pallas_gpu")),)))
+    with pytest.raises(ValueError, match="'pallas_gpu'"):
+        model.init(jax.random.key(0), tokens(1, 4))
+
+
+def test_two_variants_that_carry_state_under_one_name_are_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Again(Counter):
+        step: float = 2.0
+
+    with pytest.raises(UserError, match="two variants of one encoding carry state"):
+        model_of(Stage((spec(Counter()), spec(Again())))).check()
+
+
+def test_a_layers_own_encoding_parameters_are_sharded_by_rule():
+    model = model_of(Stage((spec(PerLayerBias()),), 2))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens(1, 4))["params"]
+    mesh = make_mesh(data=4, fsdp=2)
+    found = parameter_shardings({"model": shapes}, mesh, has_layer_axis=has_layer_axis)
+    values = found["model"]["stage_0"]["block_0"]["mixer"]["encoding_0"]["values"]
+    assert values.is_fully_replicated
+
+
+@dataclasses.dataclass(frozen=True)
+class BySentence(Encoding):
+    """Needs to be told which sentence a token is in."""
+
+    name = "by_sentence"
+
+    def facts(self) -> Facts:
+        return Facts(kinds=frozenset(), sentences=True)
+
+
+def test_an_encoding_that_needs_sentences_says_so():
+    model = model_of(Stage((spec(BySentence()),)))
+    with pytest.raises(UserError, match="needs sentence indices"):
+        model.init(jax.random.key(0), tokens(1, 4))
 
 
 def test_a_mixer_that_cannot_honour_an_encoding_or_a_mask_refuses_at_construction():

@@ -112,6 +112,24 @@ def test_decoding_past_the_end_of_the_cache_is_nan_not_a_guess():
     assert jnp.all(jnp.isnan(model.apply(params, tokens(1, 1), cache=out.cache).hidden))
 
 
+def test_positions_apart_are_told_apart_and_those_out_of_reach_are_nan():
+    """ALiBi's table reaches over max_length for given positions: nothing is clipped to its end."""
+    model = tiny_model({"name": "alibi"})
+    params, ids = parameters(model), tokens(1, 3)
+    forward = jax.jit(lambda token: model.apply(params, ids, positions=token).hidden)
+    near, far = forward(jnp.array([[0, 10, 20]])), forward(jnp.array([[0, 15, 31]]))
+    assert jnp.abs(near - far).max() > 1e-3
+    assert jnp.all(jnp.isnan(forward(jnp.array([[0, 10, 32]])))), "max_length is 32"
+
+
+def test_decoding_at_positions_of_ones_own_equals_the_full_pass():
+    model = tiny_model({"name": "alibi", "form": "causal"}, causal=True)
+    params, ids, token = parameters(model), tokens(1, 4), jnp.array([[0, 10, 20, 30]])
+    full = model.apply(params, ids, positions=token).hidden
+    cached = model.apply(params, ids, positions=token, cache=model.init_cache(1, 4)).hidden
+    chex.assert_trees_all_close(cached, full, atol=2e-5)
+
+
 def test_decoding_refusals():
     with pytest.raises(UserError, match=r"causal model: set model\.causal=True"):
         tiny_model({"name": "rope"}).init_cache(1, 4)

@@ -10,7 +10,7 @@ from tokenizers import Encoding, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
 from zoo.data.chinese_words import ChineseWords
-from zoo.data.tokenizer import Pieces, Tokenizer, Vocabulary, encode_in_parts
+from zoo.data.tokenizer import CHINESE_WORDS, Pieces, Tokenizer, Vocabulary, encode_in_parts
 from zoo.errors import UserError
 
 PREFIX = "##"
@@ -30,7 +30,7 @@ class LibraryTokenizer(Tokenizer):
         added = library.get_added_tokens_decoder()
         vocabulary = Vocabulary.of(ids, (i for i, token in added.items() if token.special), where)
         if chinese_words:
-            files = {**files, "chinese_words.txt": ChineseWords.version().encode()}
+            files = {**files, CHINESE_WORDS: ChineseWords.version().encode()}
         super().__init__(files, vocabulary)
         library.no_padding()
         library.no_truncation()

@@ -14,7 +14,7 @@ from zoo.data import sentencepiece_tokenizer, wordpiece_training
 from zoo.data.files import read_lines
 from zoo.data.library_tokenizer import from_json, wordpiece
 from zoo.data.record import Source, texts
-from zoo.data.tokenizer import Pieces, Tokenizer, Vocabulary
+from zoo.data.tokenizer import CHINESE_WORDS, Pieces, Tokenizer, Vocabulary
 from zoo.errors import UserError
 from zoo.registry import Registry, to_config
 
@@ -63,7 +63,7 @@ def load_tokenizer(
     if file.is_file() and file.stat().st_size > MAX_FILE:
         raise UserError(f"{file}: larger than {MAX_FILE:,} bytes, which no tokenizer is")
     if chinese_words is None:
-        chinese_words = folder is not None and (folder / "chinese_words.txt").exists()
+        chinese_words = folder is not None and (folder / CHINESE_WORDS).exists()
     if ".txt" in file.suffixes:
         tokens = _read_vocabulary(file)
         lowercase = _lowercase(folder, lowercase)

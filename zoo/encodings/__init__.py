@@ -1,7 +1,7 @@
 """Position encodings: one concept per file, each a part under one name."""
 
 from zoo.encodings import alibi, learned, nezha, none, rope, sinusoidal, t5
-from zoo.encodings.encoding import AddTerms, Dims, Encoded, Encoding, EncodingLayer, Facts, Project, Site
+from zoo.encodings.encoding import AddTerms, Dims, Encoded, Encoding, EncodingLayer, Facts, Place, Project, Site
 from zoo.encodings.registration import registry
 
 names = registry.names
@@ -13,6 +13,7 @@ __all__ = [
     "Encoding",
     "EncodingLayer",
     "Facts",
+    "Place",
     "Project",
     "Site",
     "alibi",

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.attention import Positions, Toeplitz
-from zoo.encodings.encoding import AddTerms, Dims, Encoding, EncodingLayer, Facts
+from kernels.attention import Toeplitz
+from zoo.encodings.encoding import AddTerms, Dims, Encoding, EncodingLayer, Facts, Place
 from zoo.encodings.registration import registry
 
 
@@ -49,8 +49,8 @@ class LinearBias(nn.Module):
     num_heads: int
 
     @nn.compact
-    def __call__(self, positions: Positions, span: int) -> tuple[Toeplitz]:
-        return (Toeplitz(jnp.asarray(linear_bias(self.encoding.form, self.num_heads, span))),)
+    def __call__(self, place: Place) -> tuple[Toeplitz]:
+        return (Toeplitz(jnp.asarray(linear_bias(self.encoding.form, self.num_heads, place.span))),)
 
 
 def slopes(num_heads: int) -> np.ndarray:

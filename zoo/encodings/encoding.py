@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -37,6 +37,7 @@ class Facts:
       ordered_keys: keys must be visited in a fixed order.
       decodes: it can be evaluated step by step with a cache.
       sentences: it needs sentence indices in the positions.
+      scale: of the product ⟨q, k⟩ if the encoding sets it, None = 1/√H.
     """
 
     kinds: frozenset[str]
@@ -45,6 +46,38 @@ class Facts:
     ordered_keys: bool = False
     decodes: bool = True
     sentences: bool = False
+    scale: float | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Place:
+    """Where a forward pass stands: what every part may need to know of it.
+
+    Attributes:
+      queries: the positions of the tokens of this call.
+      sources: the positions of the tokens that keys and values are made from in this call; None = queries.
+      keys: the positions of all keys that attention sees, with a cache all of its slots; None = sources.
+      span: static; |r| ≤ span for every pair of positions that can meet, so that a table over r need reach no further.
+      train: static; dropout is on.
+    """
+
+    queries: Positions
+    sources: Positions | None = None
+    keys: Positions | None = None
+    span: int = field(default=1, metadata={"static": True})
+    train: bool = field(default=False, metadata={"static": True})
+
+    @property
+    def source_positions(self) -> Positions:
+        return self.queries if self.sources is None else self.sources
+
+    @property
+    def attended(self) -> Positions | tuple[Positions, Positions]:
+        """The positions as `kernels.attention` takes them: one struct, or (the queries', the keys')."""
+        if self.sources is None and self.keys is None:
+            return self.queries
+        return self.queries, self.source_positions if self.keys is None else self.keys
 
 
 class Project(NamedTuple):
@@ -60,18 +93,19 @@ class Site(NamedTuple):
 
     Attributes:
       x: `[B, T, D]`, the mixer's input.
+      source: `[B, S, D]`, what keys and values are made from; x itself but for attention to a context.
       side: what layers hand to the next layer beside x, by part name.
       project: this layer's projections.
-      positions, key_positions: of the queries and of the keys made in this call.
+      place: positions, span, and whether this is training.
       mask: the structural mask.
       cache: what this encoding's `init_cache` made, or None outside decoding.
     """
 
     x: jax.Array
+    source: jax.Array
     side: dict[str, Any]
     project: Project
-    positions: Positions
-    key_positions: Positions
+    place: Place
     mask: AttentionMask
     cache: Any = None
 
@@ -97,7 +131,7 @@ class Encoded(NamedTuple):
 class EncodingLayer(nn.Module):
     """A layer's part of an encoding, made inside the mixer: `(shared, q, k, v, site) → Encoded`."""
 
-    def back(self, out: jax.Array, side: dict[str, Any], site: Site) -> tuple[jax.Array, dict[str, Any]]:
+    def back(self, out: jax.Array, shared: Any, side: dict[str, Any], site: Site) -> tuple[jax.Array, dict[str, Any]]:
         """The way back for values: `[B,T,N,H]` after attention, before the output projection."""
         return out, side
 
@@ -126,14 +160,13 @@ class Encoding(abc.ABC):
         """What `zoo.compatible` must know."""
 
     def embedding(self, dims: Dims) -> nn.Module | None:
-        """`(x [B,T,E], positions, mask, cache) → (x, cache)`, once, at the input; `dims.model_dim` is E there."""
+        """`(x [B,T,E], place, mask, cache) → (x, cache)`, once, at the input; `dims.model_dim` is E there."""
         return None
 
     def shared(self, dims: Dims) -> nn.Module | None:
-        """`(positions, span) → pytree`, once per forward pass, outside the layer scan.
+        """`(place) → pytree`, once per forward pass, outside the layer scan.
 
-        Holds parameters shared over layers and makes all tables. `span` is static: |r| ≤ span for every pair of
-        positions that can meet.
+        Holds parameters shared over layers and makes all tables.
         """
         return None
 
@@ -142,12 +175,16 @@ class Encoding(abc.ABC):
         return None
 
     def init_side(self, dims: Dims) -> nn.Module | None:
-        """`(x, positions) → pytree`: the first carry under this part's name in `side`."""
+        """`(x, place) → pytree`: the first carry under this part's name in `side`."""
         return None
 
     def after_feed_forward(self, dims: Dims) -> nn.Module | None:
-        """`(side, y, positions) → side`, at the end of every block."""
+        """`(side, y, place) → side`, at the end of every block."""
         return None
+
+    def cached_widths(self, dims: Dims, key: int, value: int) -> tuple[int, int]:
+        """The widths of keys and values behind this encoding, given those before it: more where it concatenates."""
+        return key, value
 
     def init_cache(self, dims: Dims, batch: int, max_length: int, dtype: Any) -> Any:
         """What one layer of this encoding carries while decoding, None for nothing."""

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.attention import AttentionMask, Positions
-from zoo.encodings.encoding import Dims, Encoding, Facts
+from kernels.attention import AttentionMask
+from zoo.encodings.encoding import Dims, Encoding, Facts, Place
 from zoo.encodings.registration import registry
 from zoo.errors import UserError
 
@@ -45,13 +45,16 @@ class LearnedPositions(nn.Module):
     stddev: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, positions: Positions, mask: AttentionMask, cache: Any) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, place: Place, mask: AttentionMask, cache: Any) -> tuple[jax.Array, Any]:
         rows = self.max_length + self.offset
         table = self.param("table", nn.initializers.truncated_normal(self.stddev), (rows, self.width), jnp.float32)
-        if cache is None and positions.contiguous and positions.length > self.max_length:
+        positions = place.queries
+        if place.keys is None and positions.contiguous and positions.length > self.max_length:
             raise UserError(_too_long(self.max_length, positions.length))
-        # "fill" turns a position outside the table into NaN, which no run survives unseen; clamping would be silent.
-        rows_used = jnp.take(table, positions.token + self.offset, axis=0, mode="fill")
+        # "fill" turns a row outside the table into NaN, which no run survives unseen; clamping would be silent. Negative
+        # positions are sent outside, or they would count from the table's end.
+        wanted = jnp.where(positions.token < 0, rows, positions.token + self.offset)
+        rows_used = jnp.take(table, wanted, axis=0, mode="fill")
         return x + rows_used.astype(x.dtype), cache
 
 

@@ -8,8 +8,8 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kernels.attention import Clip, Positions, Relative, Table, Wave
-from zoo.encodings.encoding import AddTerms, Dims, Encoding, EncodingLayer, Facts
+from kernels.attention import Clip, Relative, Table, Wave
+from zoo.encodings.encoding import AddTerms, Dims, Encoding, EncodingLayer, Facts, Place
 from zoo.encodings.registration import registry
 
 
@@ -47,7 +47,7 @@ class FunctionalTable(nn.Module):
     head_dim: int
 
     @nn.compact
-    def __call__(self, positions: Positions, span: int) -> tuple[Relative]:
+    def __call__(self, place: Place) -> tuple[Relative]:
         rows = Clip(self.encoding.limit)
         phase = {"code": 0.0, "paper": float(self.encoding.limit)}[self.encoding.phase]
         wave = Wave(self.encoding.base, phase)

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.attention import Positions
-from zoo.encodings.encoding import Dims, Encoded, Encoding, EncodingLayer, Facts, Site
+from zoo.encodings.encoding import Dims, Encoded, Encoding, EncodingLayer, Facts, Place, Site
 from zoo.encodings.registration import registry
 
 
@@ -68,16 +67,21 @@ class RotaryTables(nn.Module):
     rotary_dim: int
 
     @nn.compact
-    def __call__(self, positions: Positions, span: int) -> Rotation:
-        return rotation(positions.token, self.encoding.theta, self.rotary_dim)
+    def __call__(self, place: Place) -> tuple[Rotation, Rotation]:
+        queries = rotation(place.queries.token, self.encoding.theta, self.rotary_dim)
+        if place.sources is None:
+            return queries, queries
+        return queries, rotation(place.sources.token, self.encoding.theta, self.rotary_dim)
 
 
 class RotaryLayer(EncodingLayer):
     layout: str
 
     @nn.compact
-    def __call__(self, shared: Rotation, q: jax.Array, k: jax.Array, v: jax.Array, site: Site) -> Encoded:
-        return Encoded(rotate(q, shared, self.layout), rotate(k, shared, self.layout), v)
+    def __call__(
+        self, shared: tuple[Rotation, Rotation], q: jax.Array, k: jax.Array, v: jax.Array, site: Site
+    ) -> Encoded:
+        return Encoded(rotate(q, shared[0], self.layout), rotate(k, shared[1], self.layout), v)
 
 
 def rotation(positions: jax.Array, theta: float, rotary_dim: int) -> Rotation:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.attention import AttentionMask, Positions
-from zoo.encodings.encoding import Dims, Encoding, Facts
+from kernels.attention import AttentionMask
+from zoo.encodings.encoding import Dims, Encoding, Facts, Place
 from zoo.encodings.registration import registry
 
 
@@ -42,9 +42,9 @@ class SinusoidalPositions(nn.Module):
     encoding: Sinusoidal
 
     @nn.compact
-    def __call__(self, x: jax.Array, positions: Positions, mask: AttentionMask, cache: Any) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, place: Place, mask: AttentionMask, cache: Any) -> tuple[jax.Array, Any]:
         width = x.shape[-1]
-        waves = sinusoids(self.encoding, positions.token, width).astype(x.dtype)
+        waves = sinusoids(self.encoding, place.queries.token, width).astype(x.dtype)
         return (x * width**0.5 if self.encoding.scale_embeddings else x) + waves, cache
 
 

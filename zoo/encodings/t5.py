@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.attention import Positions, Toeplitz
-from zoo.encodings.encoding import AddTerms, Dims, Encoding, EncodingLayer, Facts
+from kernels.attention import Toeplitz
+from zoo.encodings.encoding import AddTerms, Dims, Encoding, EncodingLayer, Facts, Place
 from zoo.encodings.registration import registry
 
 
@@ -20,7 +20,8 @@ class T5(Encoding):
     """A learned bias per head and bucket of r: logit = scale · ⟨q_i, k_j⟩ + table[bucket(r), n].
 
     Buckets are exact near the diagonal, logarithmic up to `max_distance` and constant beyond it. One table serves all
-    layers. `scale` 1 is T5's own (its initial weights make up for it); None gives 1/√H, as MPNet has.
+    layers. `scale` 1 is T5's own, whose initial weights make up for it; those of this model do not, so that its logits start
+    √H times larger than another encoding's. None gives 1/√H, as MPNet has: the fair choice beside other encodings.
     Source: Raffel et al. 2020 (arXiv:1910.10683), section 2.1, and its released code.
     """
 
@@ -38,7 +39,7 @@ class T5(Encoding):
             raise ValueError(f"max_distance={self.max_distance} must exceed {self.num_buckets // (2 * sides)}")
 
     def facts(self) -> Facts:
-        return Facts(kinds=frozenset({"toeplitz"}), bidirectional=self.bidirectional)
+        return Facts(kinds=frozenset({"toeplitz"}), bidirectional=self.bidirectional, scale=self.scale)
 
     def shared(self, dims: Dims) -> nn.Module:
         return BucketBias(self, dims.num_heads)
@@ -52,7 +53,7 @@ class BucketBias(nn.Module):
     num_heads: int
 
     @nn.compact
-    def __call__(self, positions: Positions, span: int) -> tuple[Toeplitz]:
+    def __call__(self, place: Place) -> tuple[Toeplitz]:
         shape = (self.encoding.num_buckets, self.num_heads)
         table = self.param("table", nn.initializers.truncated_normal(self.encoding.stddev), shape, jnp.float32)
         # The last bucket begins at or before max_distance, so the table saturates there. A product with one-hot rows

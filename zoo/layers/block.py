@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 
 from kernels.attention import AttentionMask
-from zoo.compatibility import require_compatible
-from zoo.encodings import Dims, Encoding
+from zoo.compatibility import require_compatible, require_mask
+from zoo.encodings import Dims, Encoding, Place
 from zoo.layers.arrangements import Arrangement, PostNorm
 from zoo.layers.feed_forward import FeedForward, Gelu
 from zoo.layers.norms import LayerNorm, Norm
@@ -63,14 +63,14 @@ class Block(nn.Module):
         cache: Any,
         shared: Any,
         mask: AttentionMask,
-        positions: Any,
-        train: bool,
+        place: Place,
     ) -> tuple[jax.Array, dict[str, Any], Any]:
+        require_mask(self.spec.mixer, mask)
         carried = {}
 
         def mix(h: jax.Array) -> jax.Array:
             y, carried["side"], carried["cache"] = self.mixer(
-                h, side, mask=mask, shared=shared, positions=positions, cache=cache, train=train
+                h, side, mask=mask, shared=shared, place=place, cache=cache
             )
             return y
 
@@ -82,12 +82,12 @@ class Block(nn.Module):
                 norms += (self.norm_feed_forward,)
             x = self.spec.arrangement(
                 x,
-                lambda h: self.dropout(mix(h), deterministic=not train),
-                lambda h: self.dropout(self.feed_forward(h, train), deterministic=not train),
+                lambda h: self.dropout(mix(h), deterministic=not place.train),
+                lambda h: self.dropout(self.feed_forward(h, place.train), deterministic=not place.train),
                 norms,
             )
         side = carried["side"]
         for encoding, after in zip(self.spec.encodings, self.after, strict=True):
             if after is not None:
-                side = {**side, encoding.name: after(side[encoding.name], x, positions)}
+                side = {**side, encoding.name: after(side[encoding.name], x, place)}
         return x, side, carried["cache"]

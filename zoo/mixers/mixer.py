@@ -5,13 +5,11 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from kernels.attention import Positions
 from zoo.encodings import Dims, Encoding
 
 
@@ -67,20 +65,13 @@ class MixerFacts:
     mask_parts: frozenset[str] = frozenset()
 
 
-class Context(NamedTuple):
-    """What keys and values come from when it is not x: `[B, S, D]` with its own positions."""
-
-    x: jax.Array
-    positions: Positions
-
-
 @dataclass(frozen=True)
 class Mixer(abc.ABC):
     """A sequence mixer.
 
-    Its module is called `(x [B,T,D], side, *, mask, shared, positions, context=None, cache=None, train=False)
-    → (y [B,T,D], side, cache)`. `shared` holds, per encoding, what the encoding's `shared` made. `positions` is one
-    `Positions`, or with a cache the pair (of the queries, of all keys).
+    Its module is called `(x [B,T,D], side, *, mask, shared, place, context=None, cache=None) → (y [B,T,D], side, cache)`.
+    `shared` holds, per encoding, what the encoding's `shared` made at the same `place`. `context` `[B,S,D]` is what keys and
+    values come from when it is not x; then `place.sources` are its positions.
     """
 
     name: ClassVar[str]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -11,9 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.attention import AttentionMask, Positions, attention
-from zoo.encodings import Dims, Encoded, Encoding, Project, Site
-from zoo.mixers.mixer import Context, Mixer, MixerFacts, Style
+from kernels.attention import AttentionMask, attention
+from zoo.encodings import Dims, Encoded, Encoding, Place, Project, Site
+from zoo.mixers.encoded import bring_back, encode
+from zoo.mixers.mixer import Mixer, MixerFacts, Style
 from zoo.mixers.registration import registry
 
 
@@ -48,9 +48,12 @@ class Softmax(Mixer):
     def init_cache(
         self, dims: Dims, encodings: tuple[Encoding, ...], batch: int, max_length: int, dtype: Any
     ) -> KeyValueCache:
-        empty = jnp.zeros((batch, max_length, dims.num_kv_heads, dims.head_dim), dtype)
+        widths = (dims.head_dim, dims.head_dim)
+        for encoding in encodings:
+            widths = encoding.cached_widths(dims, *widths)
+        keys, values = (jnp.zeros((batch, max_length, dims.num_kv_heads, width), dtype) for width in widths)
         own = tuple(e.init_cache(dims, batch, max_length, dtype) for e in encodings)
-        return KeyValueCache(empty, empty, jnp.zeros((), jnp.int32), own)
+        return KeyValueCache(keys, values, jnp.zeros((), jnp.int32), own)
 
 
 class KeyValueCache(NamedTuple):
@@ -91,71 +94,45 @@ class SoftmaxAttention(nn.Module):
         *,
         mask: AttentionMask,
         shared: tuple[Any, ...],
-        positions: Positions | tuple[Positions, Positions],
-        context: Context | None = None,
+        place: Place,
+        context: jax.Array | None = None,
         cache: KeyValueCache | None = None,
-        train: bool = False,
     ) -> tuple[jax.Array, dict[str, Any], KeyValueCache | None]:
+        if (context is None) != (place.sources is None):
+            raise ValueError("a context comes with its positions in place.sources, and those with a context")
         project = Project(self._split(self.query), self._split(self.key), self._split(self.value))
-        source = x if context is None else context.x
-        query_positions = positions if isinstance(positions, Positions) else positions[0]
-        site = Site(
-            x=x,
-            side=side,
-            project=project,
-            positions=query_positions,
-            key_positions=query_positions if context is None else context.positions,
-            mask=mask,
-        )
-        encoded, sites = self._encode(
-            Encoded(project.query(x), project.key(source), project.value(source)), shared, site, cache
-        )
+        source = x if context is None else context
+        site = Site(x=x, source=source, side=side, project=project, place=place, mask=mask)
+        made = Encoded(project.query(x), project.key(source), project.value(source))
+        own_caches = (None,) * len(self.encodings) if cache is None else cache.encodings
+        encoded, sites = encode(self.encoding, made, shared, site, own_caches)
         k, v = encoded.k, encoded.v
         if cache is not None:
             cache = cache.append(k, v)._replace(encodings=encoded.cache)
             k, v = cache.keys.astype(k.dtype), cache.values.astype(v.dtype)
-        if context is not None:
-            positions = (query_positions, context.positions)
-        if self.mixer.window is not None:
-            mask = dataclasses.replace(mask, window=self.mixer.window)
-        core = encoded.core or functools.partial(attention, implementation=self.mixer.implementation)
-        out = core(
+        out = (encoded.core or attention)(
             encoded.q,
             k,
             v,
             terms=encoded.terms,
-            mask=mask,
+            mask=self._narrowed(mask),
             scale=encoded.scale,
-            positions=positions,
-            dropout=self._dropout(train),
+            positions=place.attended,
+            dropout=self._dropout(place.train),
+            implementation=self.mixer.implementation,
         )
-        for layer, its_site in reversed(sites):
-            out, side = layer.back(out, side, its_site)
+        out, side = bring_back(self.encoding, out, shared, side, sites)
         return self.output(out.reshape(*out.shape[:-2], -1)), side, cache
 
     def _split(self, dense: nn.Dense):
         return lambda h: dense(h).reshape(*h.shape[:-1], -1, self.dims.head_dim)
 
-    def _encode(self, encoded: Encoded, shared: tuple[Any, ...], site: Site, cache: KeyValueCache | None):
-        """q, k, v through every encoding in turn; terms join, and at most one sets the scale and one the core."""
-        sites, caches = [], []
-        for index, layer in enumerate(self.encoding):
-            own = None if cache is None else cache.encodings[index]
-            if layer is None:
-                caches.append(own)
-                continue
-            its_site = site._replace(cache=own)
-            new = layer(shared[index], encoded.q, encoded.k, encoded.v, its_site)
-            if None not in (encoded.scale, new.scale) and encoded.scale != new.scale:
-                raise ValueError(f"two encodings set the scale of the logits, to {encoded.scale} and {new.scale}")
-            encoded = new._replace(
-                terms=encoded.terms + tuple(new.terms),
-                scale=encoded.scale if new.scale is None else new.scale,
-                core=new.core or encoded.core,
-            )
-            sites.append((layer, its_site))
-            caches.append(new.cache)
-        return encoded._replace(cache=tuple(caches)), sites
+    def _narrowed(self, mask: AttentionMask) -> AttentionMask:
+        """The caller's mask and the mixer's own window: what both allow."""
+        window = self.mixer.window
+        if window is not None and mask.window is not None:
+            window = (min(window[0], mask.window[0]), min(window[1], mask.window[1]))
+        return mask if window is None else dataclasses.replace(mask, window=window)
 
     def _dropout(self, train: bool) -> tuple[float, jax.Array] | None:
         rate = self.style.attention_dropout

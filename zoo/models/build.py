@@ -20,9 +20,9 @@ from zoo.mixers import registry as mixers
 from zoo.models import remat
 from zoo.models.stage import Stage
 from zoo.models.transformer import Transformer
-from zoo.registry import make
+from zoo.registry import coerce, make
 
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+_DTYPES = {None: jnp.float32, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _BLOCK_PARTS = ("mixer", "encoding", "feed_forward", "norm", "arrangement")
 
 
@@ -32,6 +32,7 @@ class ModelConfig:
 
     Attributes:
       vocab_size: None = that of the tokenizer, which the trainer fills in.
+      dtype: of activations and matrix products. None = float32; the trainer fills in bfloat16 where it finds a TPU or GPU.
       num_kv_heads: None = num_heads.
       head_dim: None = model_dim / num_heads.
       embedding_dim: None = model_dim.
@@ -57,7 +58,7 @@ class ModelConfig:
     attention_dropout: float = 0.1
     stddev: float = 0.02
     arrangement: str = "post_norm"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] | None = None
     remat: str = "none"
     stages: tuple[Any, ...] = ()
 
@@ -137,7 +138,10 @@ def _stages(model: ModelConfig, parts: Mapping[str, Any]) -> tuple[Stage, ...]:
         if unknown or "pattern" not in stage:
             raise UserError(f"{where} takes pattern (a tuple of mappings), repeats and share, not {sorted(stage)}")
         pattern = tuple(_block(parts, own, f"{where}.pattern") for own in stage["pattern"])
-        stages.append(Stage(pattern, stage.get("repeats", 1), stage.get("share", False)))
+        repeats = coerce(stage.get("repeats", 1), int, f"{where}.repeats")
+        if repeats < 1 or not pattern:
+            raise UserError(f"{where} needs a pattern of at least one block and repeats of at least 1, not {repeats}")
+        stages.append(Stage(pattern, repeats, coerce(stage.get("share", False), bool, f"{where}.share")))
     blocks = sum(len(stage.pattern) * stage.repeats for stage in stages)
     if blocks != model.num_layers:
         raise UserError(f"model.stages has {blocks} blocks, model.num_layers is {model.num_layers}; make them equal")

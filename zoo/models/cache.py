@@ -36,7 +36,13 @@ class DecodingCache(NamedTuple):
         return Positions(token=self.token)
 
     def append(self, positions: Positions, segments: jax.Array) -> DecodingCache:
-        """The cache with T more slots used, `segments` `[B, T]`."""
+        """The cache with T more slots used, `segments` `[B, T]`.
+
+        Raises:
+          ValueError: positions with sentence or grid indices, which the cache does not hold.
+        """
+        if not (positions.sentence is None and positions.within is None and positions.grid is None):
+            raise ValueError("decoding keeps token positions only, not sentence or grid indices")
         token = jnp.broadcast_to(positions.token, segments.shape).astype(jnp.int32)
         start = (0, self.length)
         return self._replace(

@@ -21,7 +21,7 @@ def names() -> tuple[str, ...]:
     return tuple(_POLICIES)
 
 
-def remat(block: type[nn.Module], policy: str, static_argnums: tuple[int, ...]) -> type[nn.Module]:
+def remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
     """`block` under the policy: "none" stores everything, "full" nothing, "dots" matrix products, "dots_no_batch" those
     without batch dimensions (the projections, not attention's scores).
 
@@ -33,4 +33,4 @@ def remat(block: type[nn.Module], policy: str, static_argnums: tuple[int, ...]) 
     if policy == "none":
         return block
     # Under scan nothing can be merged across iterations, so the barriers that prevent it would only cost time.
-    return nn.remat(block, policy=_POLICIES[policy], prevent_cse=False, static_argnums=static_argnums)
+    return nn.remat(block, policy=_POLICIES[policy], prevent_cse=False)

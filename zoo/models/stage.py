@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.attention import AttentionMask
-from zoo.encodings import Dims, Encoding
+from zoo.encodings import Dims, Encoding, Place
 from zoo.layers.block import Block, BlockSpec
 from zoo.mixers import Style
 from zoo.models.remat import remat
@@ -50,18 +50,17 @@ class Pattern(nn.Module):
         caches: Any,
         shared: Any,
         mask: AttentionMask,
-        positions: Any,
-        train: bool,
+        place: Place,
         hidden_states: bool,
     ) -> tuple[Any, tuple[Any, jax.Array | None]]:
         x, side = carry
-        block = remat(Block, self.remat_policy, static_argnums=(7,))
+        block = remat(Block, self.remat_policy)
         new_caches, outputs = [], []
         for index, spec in enumerate(self.pattern):
             cache = None if caches is None else caches[index]
             own_shared = tuple(shared[self.encodings.index(e)] for e in spec.encodings)
             x, side, cache = block(spec, self.dims, self.style, name=f"block_{index}")(
-                x, side, cache, own_shared, mask, positions, train
+                x, side, cache, own_shared, mask, place
             )
             new_caches.append(cache)
             outputs.append(x)
@@ -73,7 +72,7 @@ class Pattern(nn.Module):
 
 def scanned(stage: Stage, encodings: tuple[Encoding, ...], dims: Dims, style: Style, remat_policy: str) -> nn.Module:
     """The module of a stage, all its parameters with a leading layer axis (of length 1 where they are shared)."""
-    inputs = (0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast)
+    inputs = (0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast)
     rngs = {"params": True, "dropout": True}
     layers = nn.scan(
         Pattern,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.attention import AttentionMask, Positions
-from zoo.encodings import Dims, Encoding
+from zoo.encodings import Dims, Encoding, Place
 from zoo.errors import UserError
 from zoo.layers.block import BlockSpec
 from zoo.layers.embeddings import Embeddings
@@ -108,30 +108,33 @@ class Transformer(nn.Module):
           token_type_ids: `[B, T]`, None = all zero.
           segment_ids: `[B, T]`, which packed document a token is of; 0 is padding. None = one document, all real.
           positions: `[B, T]` or `Positions`, None = 0 … T − 1 (with a cache: from where it stands). A bare array is
-            taken to be any integers below max_length; where they grow by one inside every segment, say so by
-            `Positions(token, contiguous=True)`, which lets attention slice its tables.
+            taken to be any integers from 0 up to max_length, and a row with another one returns NaN; where they grow by
+            one inside every segment, say so by `Positions(token, contiguous=True)`, which lets attention slice its
+            tables, at any length.
           cache: from `init_cache`, for decoding step by step. A step beyond its capacity returns NaN.
           train: dropout is on (needs the rng "dropout").
           hidden_states: return every layer's output.
         """
         queries = self._positions(input_ids, positions, cache)
+        place = Place(queries, span=self._span(queries, cache), train=train)
         if cache is None:
             mask = AttentionMask(causal=self.causal, query_segments=segment_ids, key_segments=segment_ids)
-            keys, embedding_cache = queries, (None,) * len(self.encodings.parts)
+            embedding_cache = (None,) * len(self.encodings.parts)
         else:
             segments = jnp.ones_like(input_ids) if segment_ids is None else segment_ids
             cache = cache.append(queries, segments)
             mask = AttentionMask(causal=True, query_segments=segments, key_segments=cache.segments)
-            keys, embedding_cache = cache.positions(), cache.embedding
+            place = dataclasses.replace(place, keys=cache.positions())
+            embedding_cache = cache.embedding
 
         def add_positions(h: jax.Array) -> jax.Array:
             nonlocal embedding_cache
-            h, embedding_cache = self.encodings.embed(h, queries, mask, embedding_cache)
+            h, embedding_cache = self.encodings.embed(h, place, mask, embedding_cache)
             return h
 
         x = self.embeddings(input_ids, token_type_ids, add_positions, train)
-        carry = (x, self.encodings.init_side(x, queries))
-        shared = self.encodings.share(queries, self._span(queries, cache))
+        carry = (x, self.encodings.init_side(x, place))
+        shared = self.encodings.share(place)
         states, caches = [x[None]], []
         for index, stage in enumerate(self.stage):
             carry, (layers, outputs) = stage(
@@ -139,14 +142,17 @@ class Transformer(nn.Module):
                 None if cache is None else cache.layers[index],
                 shared,
                 mask,
-                queries if cache is None else (queries, keys),
-                train,
+                place,
                 hidden_states,
             )
             caches.append(layers)
             if hidden_states:
                 states.append(outputs.reshape(-1, *x.shape))
         x = carry[0] if self.ends_normalised else self.final_norm(carry[0])
+        if not queries.contiguous:
+            # No table reaches further, and nothing that was clipped to its end may look right.
+            outside = jnp.any((queries.token < 0) | (queries.token > place.span), axis=1)
+            x = jnp.where(outside[:, None, None], jnp.nan, x)
         if cache is not None:
             # The slots are written by a clamped slice: past the end nothing returned may look right.
             x = jnp.where(cache.length > cache.capacity, jnp.nan, x)
@@ -166,6 +172,9 @@ class Transformer(nn.Module):
         """
         for spec in self.block_specs():
             spec.check(self.dims, AttentionMask(causal=self.causal))
+        carrying = [part.name for part in distinct_encodings(self.stages) if "side" in part.facts().kinds]
+        if len(set(carrying)) < len(carrying):
+            raise UserError(f"two variants of one encoding carry state from layer to layer: {', '.join(carrying)}")
 
     def init_cache(self, batch: int, max_length: int) -> DecodingCache:
         """An empty cache of `max_length` slots for `batch` rows; needs no parameters.
@@ -223,15 +232,21 @@ class Transformer(nn.Module):
 
     def _positions(self, input_ids: jax.Array, given: Any, cache: DecodingCache | None) -> Positions:
         length = input_ids.shape[1]
-        if given is None:
-            return Positions.arange(length) if cache is None else Positions(cache.length + jnp.arange(length)[None])
-        return given if isinstance(given, Positions) else Positions(token=given)
+        if given is None and cache is None:
+            given = Positions.arange(length)
+        elif given is None:
+            given = Positions(cache.length + jnp.arange(length)[None])
+        elif not isinstance(given, Positions):
+            given = Positions(token=given)
+        if given.sentence is None and any(part.facts().sentences for part in self.encodings.parts):
+            raise UserError(
+                "an encoding needs sentence indices: give positions as Positions(token, sentence=…, within=…)"
+            )
+        return given
 
     def _span(self, queries: Positions, cache: DecodingCache | None) -> int:
-        if cache is not None:
-            return max(cache.capacity - 1, 1)
-        length = queries.length if queries.contiguous else max(queries.length, self.dims.max_length)
-        return max(length - 1, 1)
+        length = queries.length if cache is None else cache.capacity
+        return max(1, (length if queries.contiguous else max(length, self.dims.max_length)) - 1)
 
 
 class Encodings(nn.Module):
@@ -245,23 +260,23 @@ class Encodings(nn.Module):
         for index, part in enumerate(self.parts):
             setattr(self, str(index), EncodingModules(part, self.dims, self.embedding_dim))
 
-    def embed(self, x: jax.Array, positions: Positions, mask: AttentionMask, caches: tuple[Any, ...]) -> Any:
+    def embed(self, x: jax.Array, place: Place, mask: AttentionMask, caches: tuple[Any, ...]) -> Any:
         """x with what the parts add at the input, and their caches."""
         new = []
         for modules, cache in zip(self._modules(), caches, strict=True):
             if modules.embedding is not None:
-                x, cache = modules.embedding(x, positions, mask, cache)
+                x, cache = modules.embedding(x, place, mask, cache)
             new.append(cache)
         return x, tuple(new)
 
-    def share(self, positions: Positions, span: int) -> tuple[Any, ...]:
+    def share(self, place: Place) -> tuple[Any, ...]:
         """Per part, what its layers share."""
-        return tuple(None if m.shared is None else m.shared(positions, span) for m in self._modules())
+        return tuple(None if m.shared is None else m.shared(place) for m in self._modules())
 
-    def init_side(self, x: jax.Array, positions: Positions) -> dict[str, Any]:
+    def init_side(self, x: jax.Array, place: Place) -> dict[str, Any]:
         """What the parts carry from layer to layer, by name."""
         pairs = zip(self.parts, self._modules(), strict=True)
-        return {part.name: m.side(x, positions) for part, m in pairs if m.side is not None}
+        return {part.name: m.side(x, place) for part, m in pairs if m.side is not None}
 
     def _modules(self) -> list[EncodingModules]:
         return [getattr(self, str(index)) for index in range(len(self.parts))]

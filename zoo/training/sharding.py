@@ -37,7 +37,7 @@ PARAMETER_RULES: tuple[tuple[str, Spec], ...] = (
     (r"(^|/)pooler/kernel$", ("fsdp", None)),
     (r"(^|/)heads/([^/]+/)*kernel$", ("fsdp", None)),
     (r"(^|/)heads/", ()),
-    (r"(^|/)encodings?/", ()),
+    (r"(^|/)encodings?(_\d+)?/", ()),
     (r"(^|/)(bias|scale)$", ()),
 )
 
