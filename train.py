@@ -15,7 +15,7 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from zoo.command_line import Parser, run_main, split_overrides
 from zoo.config import load_config
-from zoo.data.pipeline import Pipeline, evaluation_batches
+from zoo.data.pipeline import Batch, Pipeline, evaluation_batches
 from zoo.models.parameters import has_layer_axis
 from zoo.registry import make
 from zoo.run import CHECKPOINTS, Parts, assemble, check_same_data, check_workdir, load_parameters, save_run
@@ -134,7 +134,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     try:
         state, step = start(trainer, checkpoints)
         if step < trainer.total_steps:
-            trainer = with_compiled_step(trainer)
+            trainer = with_compiled_steps(trainer)
         save_run(parts, workdir)  # from here on the folder is this run's: whatever can be wrong was found before
         records = Records(workdir, tensorboard=trainer.settings.tensorboard, primary=jax.process_index() == 0)
         records.cut(step)
@@ -199,11 +199,17 @@ def build_trainer(parts: Parts, workdir: Path) -> Trainer:
     )
 
 
-def with_compiled_step(trainer: Trainer) -> Trainer:
-    """The trainer with its update compiled, which refuses a batch or a sequence that does not fit."""
+def with_compiled_steps(trainer: Trainer) -> Trainer:
+    """The trainer with its update and evaluation compiled, which refuses a batch or a sequence that does not fit."""
     batch = put_batch(trainer.pipeline.batch(0), trainer.mesh)
     state = with_shardings(trainer.shapes, trainer.shardings)
-    return trainer._replace(train_step=trainer.train_step.lower(state, batch).compile())
+    trainer = trainer._replace(train_step=trainer.train_step.lower(state, batch).compile())
+    if trainer.dev is None:
+        return trainer
+    evaluation = trainer.evaluation
+    batch = put_batch(next(batches_in_order(evaluation, trainer.dev)), evaluation.mesh)
+    step = evaluation.step.lower(state.params, batch).compile()
+    return trainer._replace(evaluation=evaluation._replace(step=step))
 
 
 def build_evaluation(parts: Parts, params: Any) -> Evaluation:
@@ -320,18 +326,22 @@ def check_finite(watched: list[tuple[int, jax.Array]], trainer: Trainer, records
 
 def evaluate(evaluation: Evaluation, params: Any, examples: Sequence) -> dict[str, float]:
     """The task's scores over all the examples, in the training mesh."""
-    parts = evaluation.parts
-    batches = evaluation_batches(
+    batches = batches_in_order(evaluation, examples)
+    gathered = [evaluation.step(params, put_batch(batch, evaluation.mesh))[1] for batch in batches]
+    predictions = {n: np.concatenate([np.asarray(p[n]) for p in gathered])[: len(examples)] for n in gathered[0]}
+    return evaluation.parts.task.score(predictions, examples)
+
+
+def batches_in_order(evaluation: Evaluation, examples: Sequence) -> Iterator[Batch]:
+    """This process's part of the batches that an evaluation goes through."""
+    return evaluation_batches(
         examples,
-        parts.features,
+        evaluation.parts.features,
         batch_size=evaluation.batch_size,
-        seed=parts.config.seed,
+        seed=evaluation.parts.config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    gathered = [evaluation.step(params, put_batch(batch, evaluation.mesh))[1] for batch in batches]
-    predictions = {n: np.concatenate([np.asarray(p[n]) for p in gathered])[: len(examples)] for n in gathered[0]}
-    return parts.task.score(predictions, examples)
 
 
 if __name__ == "__main__":
