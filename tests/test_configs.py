@@ -1,41 +1,42 @@
-"""Every config is loaded, built and stepped once; the published numbers in them are the published ones."""
+"""Every config is loaded, built and stepped; the published numbers in them are the published ones."""
 
 from __future__ import annotations
 
+import functools
+import re
+import shlex
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import train
-from zoo.config import load_config
+from zoo.command_line import split_overrides
+from zoo.config import difference, load_config
 from zoo.models import build
 from zoo.models.parameters import count_parameters, parameter_shapes
 from zoo.run import assemble
-from zoo.training.sharding import put_batch
+from zoo.training.sharding import make_mesh, put_batch
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
-CHINESE = [
-    (family, task, size)
-    for family in ("bert", "nezha")
-    for task in ("pretrain", "ner", "lcqmc", "chnsenti")
-    for size in ("base", "large", "tiny")
-]
+FAMILIES, TASKS, SIZES = ("bert", "nezha"), ("pretrain", "ner", "lcqmc", "chnsenti"), ("base", "large", "tiny")
+CHINESE = [(family, task, size) for family in FAMILIES for task in TASKS for size in SIZES]
 SMALL = [
     ("model.model_dim", "16"),
     ("model.num_heads", "2"),
     ("model.num_layers", "1"),
     ("feed_forward.width", "16"),
     ("train.batch_size", "4"),
-    ("mesh.data", "1"),
-    ("train.tensorboard", "false"),
 ]
+# What a size may change beside what `SMALL` sets. None of it changes the program that is compiled.
+NUMBERS = ("optimizer.learning_rate", "train.steps", "schedule.warmup")
 SENTENCES = ["今天天气很好", "我们去北京吧", "这家酒店不错", "他在上海工作", "孩子喜欢看书", "明天要下雨了"]
 
 
-def config(spec: str, *overrides: tuple[str, str]):
+def config(spec: str, *overrides: tuple[str, str]) -> ConfigDict:
     return load_config(str(ROOT / "configs" / spec), list(overrides))
 
 
@@ -62,32 +63,32 @@ def folder(tmp_path_factory) -> Path:
 
 
 def on_small_data(task: str, folder: Path) -> list[tuple[str, str]]:
-    files = [("data.train", f"{folder}/corpus.txt")]
+    files = [("data.train", f"{folder}/corpus.txt"), ("task.max_predictions", "3")]
     if task != "pretrain":
         files = [(f"data.{split}", f"{folder}/{task}.{split}") for split in ("train", "dev", "test")]
     return [*files, ("tokenizer.path", f"{folder}/vocab.txt"), ("task.max_length", "16"), ("model.max_length", "16")]
 
 
-def step_once(made, workdir: Path) -> float:
-    trainer = train.build_trainer(assemble(made, workdir), workdir)
-    state, metrics = trainer.train_step(train.initial(trainer), put_batch(trainer.pipeline.batch(0), trainer.mesh))
-    assert bool(metrics["finite"]) and int(state.step) == 1
-    return float(metrics["loss"])
-
-
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """These are runs of one device; the meshes are tested in test_train.py."""
-    monkeypatch.setattr(train, "make_mesh", lambda **sizes: make_one_device_mesh())
+    monkeypatch.setattr(train, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
 
 
-def make_one_device_mesh():
-    from zoo.training.sharding import make_mesh
+def first_losses(made: ConfigDict, workdir: Path, steps: int = 1) -> list[float]:
+    trainer = train.build_trainer(assemble(made, workdir), workdir)
+    state, losses = train.initial(trainer), []
+    for step in range(steps):
+        state, metrics = trainer.train_step(state, put_batch(trainer.pipeline.batch(step), trainer.mesh))
+        assert bool(metrics["finite"]) and int(state.step) == step + 1
+        losses.append(float(metrics["loss"]))
+    return losses
 
-    return make_mesh(devices=jax.devices()[:1])
+
+# --- built and stepped
 
 
-@pytest.mark.parametrize(("family", "task", "size"), CHINESE, ids="-".join)
+@pytest.mark.parametrize(("family", "task", "size"), CHINESE)
 def test_the_model_has_the_published_size(family, task, size):
     made = config(f"{family}.py:{task},size={size}", ("model.vocab_size", "21128"), ("model.pooler", "true"))
     count = count_parameters(parameter_shapes(build(made.to_dict())))
@@ -103,35 +104,21 @@ def test_the_model_has_the_published_size(family, task, size):
         assert count == published[family, size]
 
 
-@pytest.mark.parametrize("task", ["pretrain", "ner", "lcqmc", "chnsenti"])
-@pytest.mark.parametrize("family", ["bert", "nezha"])
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_of_every_chinese_config(family, task, folder, tmp_path):
+    """Reduced, the sizes are one program but for numbers that it is given; so one of them is stepped."""
     overrides = [*SMALL, *on_small_data(task, folder)]
-    if task == "pretrain":
-        overrides += [("task.max_predictions", "3"), ("train.steps", "20"), ("schedule.warmup", "2")]
-    loss = step_once(config(f"{family}.py:{task}", *overrides), tmp_path)
+    base, large, tiny = (config(f"{family}.py:{task},size={size}", *overrides) for size in SIZES)
+    for other in (large, tiny):
+        assert all(line.startswith(NUMBERS) for line in difference(base, other))
+    (loss,) = first_losses(base, tmp_path)
     classes = {"ner": 7, "lcqmc": 2, "chnsenti": 2}
     if task in classes:
         assert loss == pytest.approx(np.log(classes[task]), rel=0.1), "an untrained head knows nothing"
-
-
-@pytest.mark.parametrize("size", ["base", "large", "tiny"])
-def test_the_hyper_parameters_of_nezhas_report(size):
-    pretrain = config(f"nezha.py:pretrain,size={size}")
-    if size != "tiny":
-        assert pretrain.optimizer.name == "lamb"
-        assert pretrain.optimizer.learning_rate == {"base": 1.8e-4, "large": 1e-4}[size]
-        assert pretrain.schedule.warmup == 1800
-        assert pretrain.train.batch_size == {"base": 14_400, "large": 5_120}[size]
-        assert (pretrain.task.max_length, pretrain.task.rate, pretrain.task.max_predictions) == (128, 0.15, 20)
-    published = {"ner": (256, 5.0, 64, 16), "lcqmc": (128, 5.0, 64, 32), "chnsenti": (256, 10.0, 64, 16)}
-    for task, (length, epochs, base, large) in published.items():
-        tuned = config(f"nezha.py:{task},size={size}")
-        assert (tuned.task.max_length, tuned.train.epochs, tuned.optimizer.name) == (length, epochs, "adamw")
-        assert tuned.schedule.warmup == 0.1
-        if size != "tiny":
-            assert tuned.optimizer.learning_rate == 3e-5
-            assert tuned.train.batch_size == {"base": base, "large": large}[size]
+    else:
+        vocabulary = 5 + len(set("".join(SENTENCES)))
+        assert loss == pytest.approx(np.log(vocabulary) + np.log(2), rel=0.1), "nor do two"
 
 
 @pytest.mark.parametrize("task", ["pretrain", "parameter_names", "parameter_types"])
@@ -143,7 +130,91 @@ def test_a_step_of_every_demo_config(task, tmp_path, tmp_path_factory):
         ("data.packages", "('flax', 'optax', 'jax')"),
         ("tokenizer.size", "500"),
     ]
-    assert step_once(config(f"demo.py:{task}", *overrides), tmp_path) > 0
+    (loss,) = first_losses(config(f"demo.py:{task}", *overrides), tmp_path)
+    if task == "pretrain":
+        assert loss == pytest.approx(np.log(500), rel=0.1), "an untrained model spreads over the vocabulary"
+    else:
+        assert 0 < loss < np.log(100)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not beside the repository")
+@pytest.mark.parametrize("task", TASKS)
+def test_steps_of_tiny_nezha_on_real_data(task, tmp_path):
+    """The size that trains on a CPU as it is, over the real vocabulary; only the batches are smaller."""
+    file, losses = {
+        "pretrain": ("zh_text/news_sample.txt.xz", np.log(21128) + np.log(2)),
+        "ner": ("peoples_daily_ner/example.train.first1000.xz", np.log(7)),
+        "lcqmc": ("lcqmc/train.first1999.txt.xz", np.log(2)),
+        "chnsenti": ("chnsenticorp/dev.tsv.xz", np.log(2)),
+    }[task]
+    overrides = [("data.train", f"{DATA / file}"), ("tokenizer.path", f"{DATA}/vocab/zh_21128.txt.xz")]
+    if task != "pretrain":
+        overrides += [("data.dev", "()"), ("data.test", "()")]
+    made = config(f"nezha.py:{task},size=tiny", *overrides, ("train.batch_size", "4"))
+    first, *more = first_losses(made, tmp_path, steps=3)
+    assert first == pytest.approx(losses, rel=0.15)
+    assert max(more) < 1.5 * first
+
+
+# --- what they say
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_pretraining_of_nezhas_report(family):
+    """Wei et al. 2019, section 4.1 and the released code; the step number is the user's."""
+    base, large = (config(f"{family}.py:pretrain,size={size}") for size in ("base", "large"))
+    for made, peak, batch in ((base, 1.8e-4, 14_400), (large, 1e-4, 5_120)):
+        lamb = made.optimizer
+        assert (lamb.name, lamb.learning_rate, lamb.b1, lamb.b2) == ("lamb", peak, 0.9, 0.999)
+        assert (lamb.epsilon, lamb.weight_decay, lamb.clip_norm, lamb.bias_correction) == (1e-6, 0.01, 1.0, True)
+        assert (made.schedule.name, made.schedule.warmup, made.train.batch_size) == ("linear", 1800, batch)
+        task = made.task
+        assert (task.name, task.objective, task.whole_word) == ("masked_lm_with_sentences", "nsp", True)
+        assert (task.max_length, task.rate, task.max_predictions) == (128, 0.15, 20)
+        assert task.replace == (0.8, 0.1, 0.1)
+        assert made.tokenizer.chinese_words and made.model.pooler
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("task", "length", "epochs", "base", "large"),
+    [("ner", 256, 5.0, 64, 16), ("lcqmc", 128, 5.0, 64, 32), ("chnsenti", 256, 10.0, 64, 16)],
+)
+def test_the_fine_tuning_of_nezhas_report(family, task, length, epochs, base, large):
+    for size, batch in (("base", base), ("large", large), ("tiny", 32)):
+        made = config(f"{family}.py:{task},size={size}")
+        assert (made.task.max_length, made.train.epochs, made.train.steps) == (length, epochs, None)
+        assert (made.schedule.name, made.schedule.warmup) == ("linear", 0.1)
+        assert made.train.batch_size == batch
+        adamw = made.optimizer
+        assert (adamw.name, adamw.b1, adamw.b2, adamw.epsilon) == ("adamw", 0.9, 0.999, 1e-6)
+        assert (adamw.weight_decay, adamw.clip_norm) == (0.01, 1.0)
+        assert adamw.learning_rate == (1e-3 if size == "tiny" else 3e-5)
+        assert not made.tokenizer.chinese_words
+    labels = {"ner": {"O", *(f"{b}-{kind}" for b in "BI" for kind in ("PER", "LOC", "ORG"))}}.get(task, {"0", "1"})
+    assert set(made.task.labels) == labels
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_the_models_of_the_reports(family, size):
+    made = config(f"{family}.py:pretrain,size={size}")
+    model = made.model
+    shape = {"base": (12, 768, 12, 3072), "large": (24, 1024, 16, 4096)}[size]
+    assert (model.num_layers, model.model_dim, model.num_heads, made.feed_forward.width) == shape
+    assert (model.dropout, model.attention_dropout, model.stddev, model.token_types) == (0.1, 0.1, 0.02, 2)
+    assert (model.arrangement, made.norm.name, made.norm.epsilon) == ("post_norm", "layernorm", 1e-12)
+    assert (made.feed_forward.name, made.feed_forward.approximate) == ("gelu", False)
+    if family == "nezha":
+        assert (made.encoding.name, made.encoding.limit, made.encoding.phase) == ("nezha", 64, "code")
+    else:
+        assert made.encoding.name == "learned"
+
+
+def test_bert_and_nezha_differ_in_the_encoding_alone():
+    for task in TASKS:
+        lines = difference(config(f"bert.py:{task}"), config(f"nezha.py:{task}"))
+        assert lines and all(line.startswith("encoding.") for line in lines)
 
 
 def test_the_demo_writes_enough_lines():
@@ -151,33 +222,29 @@ def test_the_demo_writes_enough_lines():
     assert made.train.steps // made.train.log_every >= 20
 
 
-def test_bert_and_nezha_differ_in_the_encoding_alone():
-    from zoo.config import difference
+# --- how they are called
 
-    lines = difference(config("bert.py:ner"), config("nezha.py:ner"))
-    assert lines and all(line.startswith("encoding.") for line in lines)
+COMMAND = re.compile(r"train\.py((?: +[^\s`]+=[^\s`]+)+)")
+MENTION = re.compile(r"configs/\w+\.py(?::[\w,=]+)?")
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not beside the repository")
-@pytest.mark.parametrize("task", ["pretrain", "ner", "lcqmc", "chnsenti"])
-def test_a_step_on_real_data(task, tmp_path):
-    real = {
-        "pretrain": [("data.train", f"{DATA}/zh_text/news_sample.txt.xz")],
-        "ner": [
-            ("data.train", f"{DATA}/peoples_daily_ner/example.train.first1000.xz"),
-            ("data.dev", "()"),
-            ("data.test", "()"),
-        ],
-        "lcqmc": [("data.train", f"{DATA}/lcqmc/train.first1999.txt.xz"), ("data.dev", "()"), ("data.test", "()")],
-        "chnsenti": [("data.train", f"{DATA}/chnsenticorp/dev.tsv.xz"), ("data.dev", "()"), ("data.test", "()")],
-    }[task]
-    overrides = [
-        *SMALL,
-        *real,
-        ("tokenizer.path", f"{DATA}/vocab/zh_21128.txt.xz"),
-        ("task.max_length", "64"),
-        ("model.max_length", "64"),
-    ]
-    loss = step_once(config(f"nezha.py:{task},size=tiny", *overrides), tmp_path)
-    if task == "pretrain":
-        assert loss > np.log(21128) * 0.95, "an untrained model spreads over the vocabulary"
+@pytest.mark.parametrize("file", [*sorted(p.name for p in (ROOT / "configs").glob("*.py")), "../README.md"])
+def test_the_commands_in_the_documents_have_the_right_names(file, monkeypatch):
+    """Each command line and each config that is mentioned loads, its overrides included."""
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "configs" / file).read_text()
+    for spec in MENTION.findall(text):
+        if spec in ("configs/base.py", "configs/chinese.py"):
+            assert Path(spec).is_file()  # what configs are made of is none
+        else:
+            load_config(spec)
+    commands = COMMAND.findall(text)
+    for command in commands:
+        others, overrides = split_overrides(shlex.split(command))
+        flags = dict(argument.split("=", 1) for argument in others)
+        assert flags.keys() == {"--config", "--workdir"}
+        load_config(flags["--config"], overrides)
+    for sentence in re.findall(r"`(--config\.[^`]+)`", text):
+        family = "nezha.py" if file == "chinese.py" else "demo.py"
+        config(f"{family}:pretrain", *split_overrides(shlex.split(sentence))[1])
+    assert commands or file in ("__init__.py", "base.py", "chinese.py")
