@@ -12,6 +12,7 @@ from zoo.errors import UserError, near
 COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("zoo.commands.list_parts", "every part by kind, with its arguments, and the presets"),
     "tokenizer": ("zoo.commands.tokenizer", "train a vocabulary on files; show one; encode text with it"),
+    "prepare": ("zoo.commands.prepare", "write a TFDS data set, or one from your own files, for the source tfds"),
     "selfcheck": ("zoo.commands.selfcheck", "versions, devices, and every attention kernel against its plain twin"),
     "docs": ("zoo.commands.docs", "write the tables under docs/ that are made from the code"),
     "demo": ("zoo.demo", "pretrain, fine-tune and compare on text that is already on this machine"),

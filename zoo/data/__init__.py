@@ -1,9 +1,9 @@
 """Data: sources, tokenizers, the prepared store, packing, masking and the pipeline. It knows nothing of models."""
 
-from zoo.data import builtin, conll, tables, text
+from zoo.data import builtin, conll, tables, text, tfds
 from zoo.data.record import Record, Source, texts
 from zoo.data.registration import registry
 
 names = registry.names
 
-__all__ = ["Record", "Source", "builtin", "conll", "names", "registry", "tables", "text", "texts"]
+__all__ = ["Record", "Source", "builtin", "conll", "names", "registry", "tables", "text", "texts", "tfds"]
