@@ -40,6 +40,7 @@ Read = Callable[[Any], Any]
 class TfdsSource:
     """A data set in the ArrayRecord files that TFDS prepares.
 
+    On the command line a split with brackets is quoted: `--config.data.train="('train[:90%]',)"`.
     A record's `file` is "data set/split" and its `line` the example's number there, from 1. The order is that of the
     prepared files: TFDS shuffles when it prepares, our own builders keep the order of your files. Class labels come
     by their names; an example without one (−1, as in the test sets of GLUE) gives a record without `label`.
@@ -115,14 +116,16 @@ class TfdsSource:
     def _fields(self, example: dict[str, Any], readers: dict[str, Read], place: str) -> dict[str, Any]:
         columns, fields = self._columns(), {}
         for field, read in readers.items():
+            raw = example[columns[field]]
+            # A shard cut short at a block's end reads as empty examples, without any error.
+            if raw is None:
+                raise UserError(f"{place}: feature {columns[field]!r} has no value; the prepared data may be damaged")
             try:
-                value = read(example[columns[field]])
+                value = read(raw)
             except ValueError as error:
                 raise UserError(f"{place}: feature {columns[field]!r}: {error}") from error
             if value is not None:
                 fields[field] = value
-            elif field != "label":
-                raise UserError(f"{place}: feature {columns[field]!r} has no value")
         if "words" in fields and len(fields["words"]) != len(fields["tags"]):
             raise UserError(f"{place}: {len(fields['words'])} words with {len(fields['tags'])} tags")
         return fields
@@ -183,14 +186,12 @@ class TfdsSource:
         sources = {}
         for name in self._names(split):
             where = f"{self.dataset}/{name}"
-            self._checked(name, self._builder.info.splits)
+            if not self._checked(name, self._builder.info.splits).num_examples:
+                raise UserError(f"{where}: the split holds no examples")
             try:
                 source = self._builder.as_data_source(name, file_format="array_record")
-                count = len(source)
             except (OSError, RuntimeError, ValueError) as error:
                 raise UserError(f"{where}: the prepared data are damaged: {error}") from error
-            if not count:
-                raise UserError(f"{where}: the split holds no examples")
             sources[where] = source
         return sources
 

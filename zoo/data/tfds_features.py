@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from zoo.errors import UserError, near
@@ -17,7 +18,7 @@ def readers(
 ) -> dict[str, Read]:
     """Field of a record → function of a decoded feature; `columns`: field → the feature's name.
 
-    A function gives None for a class that is unknown (−1) and raises ValueError for a value that cannot be read.
+    The function of a label gives None for a class that is unknown (−1); all raise ValueError for a value that cannot be read.
 
     Raises:
       UserError: no such feature, one of a wrong kind, or a language that it lacks; says what there is.
@@ -72,7 +73,7 @@ def _scalar(feature: Any, where: str) -> Read:
     if isinstance(feature, tfds.features.Text):
         return _decoded
     if isinstance(feature, tfds.features.Scalar | tfds.features.Tensor) and feature.shape == ():
-        return _spelled
+        return lambda value: _spelled(value, feature.np_dtype)
     raise UserError(f"{where} is {_kind(feature)}, not a class, a text or a number")
 
 
@@ -97,10 +98,12 @@ def _decoded(value: bytes) -> str:
     return value.decode("utf-8")
 
 
-def _spelled(value: Any) -> str:
+def _spelled(value: Any, dtype: Any) -> str:
+    """A scalar as it is spelled in its own precision: a score of 3.8 is stored in float32, and is "3.8" again."""
     if isinstance(value, bytes):
         return _decoded(value)
-    return str(value).lower() if str(value) in ("True", "False") else str(value)
+    spelled = str(np.dtype(dtype).type(value))
+    return spelled.lower() if np.dtype(dtype) == np.bool_ else spelled
 
 
 def _kind(feature: Any) -> str:
