@@ -80,10 +80,11 @@ def use_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 
 class Curve(NamedTuple):
-    """What each step said, and the parameters after the last."""
+    """What each step said, and the parameters before the first and after the last."""
 
     loss: np.ndarray
     grad_norm: np.ndarray
+    start: Any
     params: Any
 
 
@@ -92,12 +93,14 @@ def curve(made: ConfigDict, workdir: Path, steps: int = 6, params: Any = None) -
     trainer = train.build_trainer(assemble(made, workdir), workdir)
     state = train.initial(trainer) if params is None else initial_state(params, trainer.optimizer)
     state = jax.device_put(state, trainer.shardings)
-    said = []
+    start, said = jax.device_get(state.params), []
     for step in range(steps):
         state, metrics = trainer.train_step(state, put_batch(trainer.pipeline.batch(step), trainer.mesh))
         said.append(metrics)
-    said = jax.device_get(said)
-    return Curve(*(np.asarray([m[n] for m in said]) for n in ("loss", "grad_norm")), jax.device_get(state.params))
+    loss, grad_norm = (
+        np.asarray(jax.device_get([metrics[name] for metrics in said])) for name in ("loss", "grad_norm")
+    )
+    return Curve(loss, grad_norm, start, jax.device_get(state.params))
 
 
 # --- the same numbers in other ways
@@ -128,13 +131,14 @@ def test_eight_devices_draw_the_curve_of_one(mesh, folder, tmp_path, one_device,
 
 def test_recomputing_changes_no_step(folder, tmp_path, one_device, monkeypatch):
     use_devices(monkeypatch, 1)
-    again = curve(config(folder, model__remat="full", model__vocab_size=64), tmp_path)
+    again = curve(config(folder, model__remat="full", model__vocab_size=64), tmp_path, params=one_device.start)
     assert_same_curve(again, one_device, rtol=2e-5)
 
 
 def test_bfloat16_follows_float32_and_keeps_float32_parameters(folder, tmp_path, one_device, monkeypatch):
     use_devices(monkeypatch, 1)
-    low = curve(config(folder, model__dtype="bfloat16", model__vocab_size=64), tmp_path)
+    made = config(folder, model__dtype="bfloat16", model__vocab_size=64)
+    low = curve(made, tmp_path, params=one_device.start)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(low.params))
     # 8 significant bits; the curve falls by a multiple of this.
     np.testing.assert_allclose(low.loss, one_device.loss, rtol=2**-7)
@@ -142,7 +146,7 @@ def test_bfloat16_follows_float32_and_keeps_float32_parameters(folder, tmp_path,
 
 
 @pytest.fixture(scope="module")
-def uneven(folder, tmp_path_factory) -> tuple[Any, Curve]:
+def uneven(folder, tmp_path_factory) -> Curve:
     """Parameters whose second layer is three times the first, and two steps from there without dropout."""
     made, workdir = config(folder, **WITHOUT_DROPOUT), tmp_path_factory.mktemp("uneven")
     with pytest.MonkeyPatch.context() as patch:
@@ -153,7 +157,7 @@ def uneven(folder, tmp_path_factory) -> tuple[Any, Curve]:
         for path in filter(has_layer_axis, flat):
             flat[path][1] *= 3
         params = unflatten_dict({path: value.astype(np.float32) for path, value in flat.items()})
-        return params, curve(made, workdir, steps=2, params=params)
+        return curve(made, workdir, steps=2, params=params)
 
 
 def assert_moved_alike(found: Mapping[str, Any], expected: Mapping[str, Any], start: Mapping[str, Any]) -> None:
@@ -170,30 +174,31 @@ def assert_moved_alike(found: Mapping[str, Any], expected: Mapping[str, Any], st
 
 def test_micro_batches_equal_the_big_batch(folder, tmp_path, uneven, monkeypatch):
     use_devices(monkeypatch, 1)
-    start, whole = uneven
-    parts = curve(config(folder, train__accumulation=4, **WITHOUT_DROPOUT), tmp_path, steps=2, params=start)
-    np.testing.assert_allclose(parts.loss, whole.loss, rtol=1e-6)
-    assert_moved_alike(parts.params, whole.params, start)
+    made = config(folder, train__accumulation=4, **WITHOUT_DROPOUT)
+    parts = curve(made, tmp_path, steps=2, params=uneven.start)
+    np.testing.assert_allclose(parts.loss, uneven.loss, rtol=1e-6)
+    assert_moved_alike(parts.params, uneven.params, uneven.start)
 
 
 def test_lamb_adapts_every_layer_and_tensor_also_under_scan(folder, tmp_path, uneven, monkeypatch):
     """Two steps of the scanned model equal two of the same model written out layer by layer."""
     use_devices(monkeypatch, 1)
-    start, scanned = uneven
+    start, scanned = uneven.start, uneven.params
     unrolled = config(folder, model__stages=({"pattern": ({},)}, {"pattern": ({},)}), **WITHOUT_DROPOUT)
     apart = {name: value for name, value in start["model"].items() if name != "stage_0"}
     apart |= {f"stage_{k}": jax.tree.map(lambda a, k=k: a[k : k + 1], start["model"]["stage_0"]) for k in range(2)}
     params = curve(unrolled, tmp_path, steps=2, params={**start, "model": apart}).params["model"]
     joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), params.pop("stage_0"), params.pop("stage_1"))
-    assert_moved_alike({**params, "stage_0": joined}, scanned.params["model"], start["model"])
+    assert_moved_alike({**params, "stage_0": joined}, scanned["model"], start["model"])
 
 
 # --- it learns, and what a run is
 
 
 @pytest.mark.parametrize("task", ["masked_lm", "classification", "token_tagging"])
-def test_it_learns_by_heart_and_eval_agrees_with_the_trainer(task, folder, tmp_path):
+def test_it_learns_by_heart_and_eval_agrees_with_the_trainer(task, folder, tmp_path, monkeypatch):
     """A run of every task; the scores recorded are those that eval.py finds in the folder."""
+    use_devices(monkeypatch, 8 if task == "token_tagging" else 1)
     adamw = {"optimizer": {"name": "adamw", "learning_rate": 1e-2}, **WITHOUT_DROPOUT}
     made = config(folder, task, "by_heart.txt", train__steps=150, train__log_every=50, **adamw)
     workdir = tmp_path / "run"
