@@ -99,6 +99,15 @@ def test_another_split(run, command):
     assert 3 * report["scores"]["accuracy"] == pytest.approx(round(3 * report["scores"]["accuracy"]))
 
 
+def test_other_devices_give_the_same_scores(run, command):
+    """The folder says 8 devices in a row; a machine with other ones must not need another run."""
+    _, workdir, scores = run
+    place = "--config.mesh.data=2", "--config.mesh.fsdp=4", "--config.train.evaluation_batch_size=16"
+    code, printed, _ = command(f"--workdir={workdir}", *place)
+    assert code == 0
+    assert printed.splitlines() == [f"dev {name} {value:.4f}" for name, value in scores.items()]
+
+
 def test_what_is_refused(run, command, tmp_path):
     _, workdir, _ = run
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
@@ -114,6 +123,9 @@ def test_what_is_refused(run, command, tmp_path):
     assert "there is no checkpoint of step 5" in (late := said(f"--workdir={workdir}", "--step=5")) and "6, 4" in late
     assert "unknown flag --spilt; did you mean '--split'" in said(f"--workdir={workdir}", "--spilt=dev")
     assert "--workdir" in said("--split=dev")
+    assert "config.seed would make it another run" in said(f"--workdir={workdir}", "--config.seed=1")
+    assert "does not fit 8 devices" in said(f"--workdir={workdir}", "--config.mesh.data=3")
+    assert "batch of 6 rows" in said(f"--workdir={workdir}", "--config.train.evaluation_batch_size=6")
     for folder in (tmp_path, tmp_path / "nowhere"):
         assert f"{folder} is not a run folder: it has no config.json" in said(f"--workdir={folder}")
     begun = tmp_path / "begun"

@@ -28,6 +28,7 @@ from zoo.data.tokenizers import TRAINING, load_tokenizer
 from zoo.data.tokenizers import registry as tokenizers
 from zoo.errors import UserError
 from zoo.models import Transformer, build
+from zoo.overrides import apply
 from zoo.registry import to_config
 from zoo.tasks import registry as tasks
 from zoo.tasks.task import Task
@@ -41,6 +42,9 @@ WRITTEN = (CHECKPOINTS, "metrics.jsonl", "timing.jsonl", "loss.png", "scores.png
 # Settings that may change between a run and its resumption: they decide neither what is computed nor what is recorded,
 # but for the policy, which counts from where the run stands.
 CHANGEABLE = ("train.nonfinite", "train.keep", "train.tensorboard", "train.checkpoint_every", "mesh.")
+
+# Settings that change no score.
+PLACE = ("mesh.", "train.evaluation_batch_size")
 
 
 @dataclass(frozen=True)
@@ -166,13 +170,22 @@ def assemble(config: ConfigDict, workdir: Path) -> Parts:
     return Parts(ConfigDict(tree).lock(), source, tokenizer, task, model, task.module(model))
 
 
-def reassemble(workdir: Path) -> Parts:
-    """The parts of a run, from its folder alone."""
+def reassemble(workdir: Path, overrides: Sequence[tuple[str, str]] = ()) -> Parts:
+    """The parts of a run, from its folder alone; `overrides` may set where it is computed, and how much at a time.
+
+    Raises:
+      UserError: no run, no checkpoint, or an override that would make it another run.
+    """
     if not (workdir / CONFIG).exists():
         raise UserError(f"{workdir} is not a run folder: it has no {CONFIG}")
     if not steps_in(workdir / CHECKPOINTS):
         raise UserError(f"the run in {workdir} has no checkpoint yet")
-    return assemble(load_saved(workdir / CONFIG), workdir)
+    for path, _ in overrides:
+        if not path.startswith(PLACE):
+            raise UserError(f"--config.{path} would make it another run; only {', '.join(PLACE)} may be set here")
+    tree = plain(load_saved(workdir / CONFIG))
+    apply(tree, overrides)
+    return assemble(ConfigDict(tree), workdir)
 
 
 def _tokenizer(config: Mapping[str, Any], source: Any, workdir: Path) -> Tokenizer:
