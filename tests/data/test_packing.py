@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo import data
-from zoo.data.library_tokenizer import wordpiece
+from zoo.data.huggingface_tokenizer import wordpiece
 from zoo.data.packing import PackedRows, pack_row, packing_plan
 from zoo.data.store import prepare
 from zoo.data.wordpiece_training import SPECIAL

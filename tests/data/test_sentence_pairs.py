@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from zoo import data
-from zoo.data.library_tokenizer import wordpiece
+from zoo.data.huggingface_tokenizer import wordpiece
 from zoo.data.pipeline import Pipeline
 from zoo.data.sentence_pairs import SentencePairs, pair_plan
 from zoo.data.store import prepare

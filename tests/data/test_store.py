@@ -13,7 +13,7 @@ import pytest
 
 from zoo import data
 from zoo.data import store as store_module
-from zoo.data.library_tokenizer import wordpiece
+from zoo.data.huggingface_tokenizer import wordpiece
 from zoo.data.store import open_store, prepare
 from zoo.data.wordpiece_training import SPECIAL
 from zoo.errors import UserError
@@ -178,7 +178,7 @@ KILLED = """
 import sys, time
 from zoo import data
 from zoo.data import store
-from zoo.data.library_tokenizer import wordpiece
+from zoo.data.huggingface_tokenizer import wordpiece
 store.BATCH_CHARACTERS = 1
 whole = store._documents
 def slowly(records, tokenizer):

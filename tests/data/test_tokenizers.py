@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from zoo import data
 from zoo.data import tokenizer as tokenizer_module
 from zoo.data import tokenizers, wordpiece_training
-from zoo.data.library_tokenizer import wordpiece
+from zoo.data.huggingface_tokenizer import wordpiece
 from zoo.data.wordpiece_training import SPECIAL
 from zoo.errors import UserError
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from zoo.data import sentencepiece_tokenizer, wordpiece_training
 from zoo.data.files import read_lines
-from zoo.data.library_tokenizer import from_json, wordpiece
+from zoo.data.huggingface_tokenizer import from_json, wordpiece
 from zoo.data.record import Source, texts
 from zoo.data.tokenizer import CHINESE_WORDS, Pieces, Tokenizer, Vocabulary
 from zoo.errors import UserError

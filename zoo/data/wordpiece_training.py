@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from tokenizers import pre_tokenizers
 
-from zoo.data.library_tokenizer import LONGEST_WORD, PREFIX, normalizer
+from zoo.data.huggingface_tokenizer import LONGEST_WORD, PREFIX, normalizer
 from zoo.errors import UserError
 
 logger = logging.getLogger(__name__)
