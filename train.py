@@ -165,8 +165,7 @@ def last_scores(workdir: Path) -> dict[str, float]:
 def build_trainer(parts: Parts, workdir: Path) -> Trainer:
     """Data, optimizer, shardings and the two compiled functions of a run."""
     config = parts.config
-    settings = make(RunSettings, config.train.to_dict(), "train")
-    mesh = make_mesh(**vars(make(MeshSettings, config.mesh.to_dict(), "mesh")))
+    settings, mesh = settings_and_mesh(config)
     examples = parts.examples("train", workdir)
     dev = parts.examples("dev", workdir) if "dev" in parts.source.splits() else None
     pipeline = Pipeline(
@@ -199,6 +198,12 @@ def build_trainer(parts: Parts, workdir: Path) -> Trainer:
     )
 
 
+def settings_and_mesh(config: ConfigDict) -> tuple[RunSettings, Mesh]:
+    """The run's scalars, and the mesh it trains and evaluates on."""
+    mesh = make_mesh(**vars(make(MeshSettings, config.mesh.to_dict(), "mesh")))
+    return make(RunSettings, config.train.to_dict(), "train"), mesh
+
+
 def with_compiled_steps(trainer: Trainer) -> Trainer:
     """The trainer with its update and evaluation compiled, which refuses a batch or a sequence that does not fit."""
     batch = put_batch(trainer.pipeline.batch(0), trainer.mesh)
@@ -214,8 +219,7 @@ def with_compiled_steps(trainer: Trainer) -> Trainer:
 
 def build_evaluation(parts: Parts, params: Any) -> Evaluation:
     """The compiled evaluation of a run, on the mesh it trains on; `params` may be arrays or shapes."""
-    settings = make(RunSettings, parts.config.train.to_dict(), "train")
-    mesh = make_mesh(**vars(make(MeshSettings, parts.config.mesh.to_dict(), "mesh")))
+    settings, mesh = settings_and_mesh(parts.config)
     laid_out = parameter_shardings(params, mesh, has_layer_axis=has_layer_axis)
     shardings = TrainState(step=replicated(mesh), params=laid_out, opt_state=(), extra={})
     step = make_eval_step(parts.module.apply, shardings=shardings)
