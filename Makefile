@@ -5,10 +5,10 @@ BIN := .venv/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all lint format docs clean
+.PHONY: help venv venv-peers demo test test-all test-peers lint format docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(BIN)/installed ## make .venv with the exact versions of constraints.txt
 	@:
@@ -23,14 +23,25 @@ $(BIN)/installed: constraints.txt setup.cfg pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
+venv-peers: $(BIN)/installed-peers ## add torch and transformers to .venv, which we are compared with
+	@:
+
+$(BIN)/installed-peers: $(BIN)/installed
+	@echo "adding torch and transformers to .venv (about 1 GB; several where the index has torch for CUDA only)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,peers]'
+	@touch $@
+
 demo: venv ## pretrain, fine-tune and compare on text that is already on this machine
 	@$(BIN)/python -m zoo demo --workdir=runs/demo
 
 test: venv ## the tests, without the slow ones
-	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not peers"
 
-test-all: venv ## all tests
+test-all: venv ## all tests, those against other libraries where they are installed
 	@$(BIN)/python -m pytest -q -n $(WORKERS)
+
+test-peers: venv-peers ## compare BERT with that of transformers, forward and backward
+	@$(BIN)/python -m pytest -q -m peers tests/peers
 
 lint: venv ## check style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
