@@ -5,7 +5,8 @@
 
 The same command resumes a run that was stopped, byte for byte, and exits with 0 when the run is finished. Start-up order:
 this run's newest checkpoint, else `config.init_from`, else from scratch. Exit codes: 0 finished, 2 something given is
-wrong, 3 the loss is not finite, 75 asked to stop (SIGTERM) and saved.
+wrong, 3 the loss is not finite, 4 something could not be written (disk full, folder read-only), 75 asked to stop (SIGTERM)
+and saved.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("absl").addFilter(no_traceback)
     try:
         with sigterm_exits():
             train(load_config(flags.config, overrides), flags.workdir)
@@ -117,12 +119,18 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def no_traceback(record: logging.LogRecord) -> bool:
+    """Orbax's threads log each of their errors several times with a traceback; it is raised in this thread as well."""
+    return not record.exc_info
+
+
 def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     """Runs `config` in `workdir` to its end and returns the scores of the last evaluation.
 
     Raises:
       UserError: something in the config, the data or the folder is wrong; nothing was trained or overwritten.
       NotFinite, Stopped: see there; the same command goes on from the newest checkpoint.
+      WriteFailed: a checkpoint, a record or another file could not be written; the same command goes on likewise.
     """
     if jax.default_backend() == "cpu":
         keep_freed_memory()
@@ -273,6 +281,7 @@ def loop(
             _, batch = next(batches)
             state, metrics = trainer.train_step(state, put_batch(batch, trainer.mesh))
             step += 1
+            checkpoints.check()
             watched.append((step, metrics["finite"]))
             watched[max(0, len(watched) - STEPS_AHEAD)][1].block_until_ready()
             # Read once: a signal that comes later in this turn must not end the loop before it is saved.

@@ -1,17 +1,22 @@
-"""What every command does with its arguments and with a user's mistake: say what was wrong, exit with code 2, no traceback."""
+"""What every command does with its arguments and with what a user can mend: say what was wrong, exit with a code, no traceback."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from zoo.errors import UserError, near
+from zoo.errors import UserError, WriteFailed, near
 
 MISTAKE = 2  # exit code for something the user can mend
+NOT_WRITTEN = 4  # exit code for a full disk, or a folder or file that may not be written to
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+# Errors that the machine makes, never a program.
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,7 +73,8 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
 
 
 def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Calls `main(arguments)` and returns the exit code; a `UserError` becomes `error: …` on stderr and code 2.
+    """Calls `main(arguments)` and returns the exit code; a `UserError` becomes `error: …` on stderr and code 2,
+    what could not be written `stopped: …` and code 4.
 
     Any other exception is a fault of the program and keeps its traceback.
     """
@@ -80,6 +86,18 @@ def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except WriteFailed as error:
+        return _not_written(error)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        return _not_written(error)
+
+
+def _not_written(error: Exception) -> int:
+    with contextlib.suppress(OSError):  # stderr may be a file on the same full disk
+        print(f"stopped: {error}", file=sys.stderr)
+    return NOT_WRITTEN

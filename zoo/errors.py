@@ -1,13 +1,31 @@
-"""Errors that a user can mend: the commands print them without a traceback and exit with code 2."""
+"""Errors that a user can mend: the commands print them without a traceback, and exit with code 2, or 4 where it is the disk."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from os import PathLike
 
 
 class UserError(ValueError):
     """Something given to the library is wrong: says what, where, and what would be right."""
+
+
+class WriteFailed(RuntimeError):
+    """Something could not be written (a full disk, a folder that may not be written to): says what and why."""
+
+
+@contextlib.contextmanager
+def writing(path: str | PathLike[str]) -> Iterator[None]:
+    """An `OSError` within the `with` block becomes a `WriteFailed` that names `path` and the cause.
+
+    What a write or an fsync raises does not name its file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WriteFailed(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def near(name: str, known: Iterable[str], *, count: int = 3) -> str:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,8 @@ class Launcher:
         spec = f"{ROOT / 'tests' / 'faults' / config}:{task},folder={self.corpus}"
         return [f"--config={spec}", f"--workdir={workdir}", *more]
 
-    def start(self, argv: list[str], *, devices: int = 1) -> subprocess.Popen[str]:
-        """A process that has just been started; what it prints is read by `finish`."""
+    def start(self, argv: list[str], *, devices: int = 1, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """A process that has just been started, by the command `prefix` where there is one; `finish` reads what it prints."""
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -41,12 +41,12 @@ class Launcher:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-        command = [sys.executable, "train.py", *argv]
+        command = [*prefix, sys.executable, "train.py", *argv]
         return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE)
 
-    def run(self, argv: list[str], *, devices: int = 1) -> tuple[int, str]:
+    def run(self, argv: list[str], *, devices: int = 1, prefix: Sequence[str] = ()) -> tuple[int, str]:
         """(exit code, what was printed) of a process that ends by itself."""
-        return finish(self.start(argv, devices=devices))
+        return finish(self.start(argv, devices=devices, prefix=prefix))
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:

@@ -1,14 +1,30 @@
 """Records are the same bytes in equal runs, also after a cut."""
 
+import contextlib
 import json
+import resource
+import struct
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from zoo.errors import UserError
+from zoo.errors import UserError, WriteFailed
 from zoo.training.plots import plot_curves
 from zoo.training.records import Records, plain, read_records
+from zoo.training.tensorboard import EventFile
+
+
+@contextlib.contextmanager
+def no_file_larger(size):
+    """A disk, as it were, on which a file can have so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def write(workdir, steps, **options):
@@ -97,11 +113,41 @@ def test_nonfinite_report_names_the_examples(tmp_path):
 
 def test_tensorboard_beside_the_lines(tmp_path):
     records = Records(tmp_path)
-    records.metrics(1, {"loss": 2.0, "dev/f1": None})
+    records.cut(3)
+    records.metrics(4, {"loss": 2.0, "dev/f1": None})
     records.sync()
     records.close()
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"loss" in events.read_bytes()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    content, events = path.read_bytes(), []
+    while content:  # a record is its length, 4 bytes of a check sum, the message, 4 bytes of another
+        (length,) = struct.unpack("<Q", content[:8])
+        events.append(Event.FromString(content[12 : 12 + length]))
+        content = content[16 + length :]
+    assert events[0].file_version == "brain.Event:2"
+    assert (events[1].step, events[1].session_log.status) == (4, SessionLog.START), (
+        "hides what an earlier run wrote later"
+    )
+    assert [(e.step, v.tag, v.simple_value) for e in events[2:] for v in e.summary.value] == [(4, "loss", 2.0)]
+
+
+def test_a_full_disk_is_raised_where_it_is_met(tmp_path):
+    records = Records(tmp_path, tensorboard=False)
+    with no_file_larger(100), pytest.raises(WriteFailed, match=r"metrics.jsonl could not be written: File too large"):
+        for step in range(9):
+            records.metrics(step, {"loss": 1.0})
+    records.close()
+    assert (tmp_path / "metrics.jsonl").stat().st_size == 100
+    assert [r["step"] for r in read_records(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+    events = EventFile(tmp_path / "tensorboard", first_step=0)
+    with no_file_larger(10_000), pytest.raises(OSError, match="File too large"):
+        for step in range(500):
+            events.scalars(step, {"loss": 1.0, "learning_rate": 0.1})
+    with no_file_larger(10_000), pytest.raises(OSError, match="File too large"):
+        events.close()
+    with no_file_larger(1_000), pytest.raises(WriteFailed, match=r"loss.png could not be written"):
+        write(tmp_path / "curves", range(2, 8))
+        plot_curves(tmp_path / "curves")
+    assert not (tmp_path / "curves" / "loss.png").exists()
 
 
 def test_curves_are_drawn(tmp_path):

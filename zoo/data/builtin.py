@@ -32,7 +32,7 @@ from zoo.data import docstring_items, docstrings
 from zoo.data.docstring_items import TYPES, Item, Runs, rank, split_of
 from zoo.data.record import Record
 from zoo.data.registration import registry
-from zoo.errors import UserError, near
+from zoo.errors import UserError, near, writing
 
 PACKAGES = (docstrings.STANDARD_LIBRARY, "numpy", "scipy", "jax", "flax", "optax")
 SPLITS = {
@@ -223,13 +223,14 @@ def _read_cache(path: Path) -> bytes | None:
 
 
 def _write_cache(path: Path, body: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     head = json.dumps({"sha256": hashlib.sha256(body).hexdigest()}).encode()
-    descriptor, temporary = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(head + b"\n" + body)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(head + b"\n" + body)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)

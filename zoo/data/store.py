@@ -35,7 +35,7 @@ import numpy as np
 from zoo.data.files import content_hash
 from zoo.data.record import Record, Source
 from zoo.data.tokenizer import Pieces, Tokenizer
-from zoo.errors import UserError
+from zoo.errors import UserError, writing
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ def prepare(source: Source, split: str, tokenizer: Tokenizer, directory: str | o
 
     Raises:
       UserError: what the source raises, or a split of which no token is left.
+      WriteFailed: the disk is full, or the folder may not be written to; nothing is left of the store.
     """
     key = hashlib.sha256(
         json.dumps([FORMAT_VERSION, source.fingerprint(), split, tokenizer.fingerprint]).encode()
@@ -125,15 +126,19 @@ def prepare(source: Source, split: str, tokenizer: Tokenizer, directory: str | o
         except UserError as error:
             logger.warning("%s; preparing it again", error)
             shutil.rmtree(final)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(final)
     partial = final.with_name(f".{final.name}.{socket.gethostname()}.{os.getpid()}")
-    partial.mkdir()
+    with writing(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(final)
+        partial.mkdir()
     try:
-        _write(partial, _documents(source.records(split), tokenizer), tokenizer.vocabulary.size, f"split {split!r}")
-        # Where another process was faster, its store is as good as this one.
-        with contextlib.suppress(OSError):
-            partial.rename(final)
+        with writing(final):
+            _write(partial, _documents(source.records(split), tokenizer), tokenizer.vocabulary.size, f"split {split!r}")
+            try:
+                partial.rename(final)
+            except OSError:
+                if not final.exists():  # where another process was faster, its store is as good as this one
+                    raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return open_store(final)

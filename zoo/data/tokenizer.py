@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zoo.errors import UserError
+from zoo.errors import UserError, writing
 
 # How the libraries spell the five tokens that an encoder cannot do without.
 SPELLINGS = {
@@ -124,15 +124,16 @@ class Tokenizer(abc.ABC):
     def save(self, directory: str | os.PathLike, also: Mapping[str, bytes] | None = None) -> None:
         """Writes the files, and `also`, into `directory`: all or, if interrupted, none. What was there is replaced."""
         directory = Path(directory)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as temporary:
-            whole = Path(temporary) / "whole"
-            whole.mkdir()
-            for name, content in {**self._files, **(also or {})}.items():
-                (whole / name).write_bytes(content)
-            if directory.exists():
-                shutil.rmtree(directory)
-            whole.rename(directory)
+        with writing(directory):
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as temporary:
+                whole = Path(temporary) / "whole"
+                whole.mkdir()
+                for name, content in {**self._files, **(also or {})}.items():
+                    (whole / name).write_bytes(content)
+                if directory.exists():
+                    shutil.rmtree(directory)
+                whole.rename(directory)
 
 
 def cut(text: str) -> list[str]:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from zoo.errors import writing
+
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes `data` beside `path`, makes it durable, and renames it into place."""
+    """Writes `data` beside `path`, makes it durable, and renames it into place.
+
+    Raises:
+      WriteFailed: it could not be; what was at `path` before is still there, or `data` is.
+    """
     part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    sync_directory(path.parent)
+    with writing(path):
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        sync_directory(path.parent)
 
 
 def sync_directory(directory: Path) -> None:

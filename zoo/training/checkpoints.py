@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from zoo.errors import UserError
+from zoo.errors import UserError, WriteFailed
 from zoo.training.atomic import sync_directory
 from zoo.training.manifest import Damaged, read_manifest, verify, write_manifest
 from zoo.training.rules import named_leaves
@@ -28,9 +29,10 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"step_(\d{8,})$")
 _ASIDE = re.compile(r"step_\d{8,}\.damaged-\d+$")
 _UNFINISHED = (".saving-", ".deleting-")
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in the messages of TensorStore, whose errors are no OSError
 
 
-class SaveFailed(RuntimeError):
+class SaveFailed(WriteFailed):
     """A checkpoint could not be written (a full disk, a lost directory); the cause is chained."""
 
 
@@ -46,7 +48,7 @@ class Checkpoints:
     """The checkpoints of one run, of which the newest `keep` stay.
 
     `save` returns as soon as the arrays are copied to the host; what goes wrong afterwards is raised by the next call of
-    `save`, `wait` or `close`.
+    `check`, `save`, `wait` or `close`.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 3):
@@ -79,12 +81,19 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
             self._checkpointer.save(partial, args=ocp.args.StandardSave(_nest(leaves)))
-        except OSError as error:
-            raise SaveFailed(
-                f"the checkpoint of step {step} could not be written to {self.directory}: {error}"
-            ) from error
+        except Exception as error:
+            raise self._failed(step, error) from error
         self._pending = self._executor.submit(self._commit, step, partial, final, arrays, extra)
         self.last_step = step
+
+    def check(self) -> None:
+        """Returns at once, also while a save is under way.
+
+        Raises:
+          SaveFailed: the last save has failed.
+        """
+        if self._pending is not None and self._pending.done():
+            self.wait()
 
     def wait(self) -> None:
         """Returns when the last save is committed.
@@ -147,9 +156,13 @@ class Checkpoints:
                 path.rename(doomed)
                 shutil.rmtree(doomed)
         except Exception as error:
-            raise SaveFailed(
-                f"the checkpoint of step {step} could not be written to {self.directory}: {error}"
-            ) from error
+            raise self._failed(step, error) from error
+
+    def _failed(self, step: int, error: Exception) -> SaveFailed:
+        before = f"; the same command goes on from {left[0].name}" if (left := _committed(self.directory)) else ""
+        return SaveFailed(
+            f"the checkpoint of step {step} could not be written to {self.directory}: {_cause(error)}{before}"
+        )
 
     def _remove_unfinished(self) -> None:
         if _primary() and self.directory.is_dir():
@@ -208,6 +221,17 @@ def newest_extra(directory: str | Path) -> dict[str, Any] | None:
         with contextlib.suppress(Damaged):
             return read_manifest(path)["extra"]
     return None
+
+
+def _cause(error: BaseException) -> str:
+    """In a few words, what the operating system said, where it was the operating system."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    if found := _OS_ERROR.search(str(error)):
+        return os.strerror(int(found[1]))
+    if error.__cause__ is not None:
+        return _cause(error.__cause__)
+    return str(error)
 
 
 def _name(step: int) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from zoo.training.atomic import write_atomically
 from zoo.training.records import METRICS, read_records
 
 MANY = 30  # points from which on a curve is drawn without markers, under its mean
@@ -72,5 +74,7 @@ def _draw(path: Path, panels: list[dict[str, tuple[list[int], list[float]]]], ax
         axes.set_ylabel(axis)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_atomically(path, picture.getvalue())
     return path

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from zoo.errors import UserError
+from zoo.errors import UserError, writing
 from zoo.training.atomic import write_atomically
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
@@ -26,6 +26,8 @@ class Records:
 
     Order of a loop that can be killed anywhere: metrics of all steps up to the checkpoint's, its evaluation included, then
     `sync`, then the save. `primary=False` (processes other than the first) writes nothing.
+
+    Every method that writes raises `WriteFailed`, naming the file, when it cannot; a resume drops what it left half-written.
     """
 
     def __init__(self, workdir: str | Path, *, tensorboard: bool = True, primary: bool = True):
@@ -69,19 +71,24 @@ class Records:
 
     def sync(self) -> None:
         """Makes everything written so far durable. Call it before the save of a checkpoint."""
-        for file in self._files.values():
-            os.fsync(file.fileno())
+        for name, file in self._files.items():
+            with writing(self.workdir / name):
+                os.fsync(file.fileno())
         if self._writer is not None:
-            self._writer.flush()
+            with writing(self._writer.path):
+                self._writer.flush()
 
     def close(self) -> None:
-        self.sync()
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        files, writer = self._files, self._writer
+        try:
+            self.sync()
+        finally:
+            self._files, self._writer = {}, None
+            for file in files.values():
+                file.close()
+            if writer is not None:
+                with writing(writer.path):
+                    writer.close()
 
     def report_nonfinite(
         self, step: int, epochs: Sequence[int], example_indices: Sequence[int], values: Mapping[str, Any]
@@ -107,22 +114,26 @@ class Records:
         record = {"step": int(step)} | {key: plain(value) for key, value in values.items()}
         if record["step"] != int(step):
             raise ValueError(f"a record of step {step} brings a step of its own: {record['step']}")
-        if name not in self._files:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-            # Unbuffered, one write a line: a kill can only shorten the last line.
-            self._files[name] = open(self.workdir / name, "ab", buffering=0)  # noqa: SIM115
-        self._files[name].write(json.dumps(record, allow_nan=False).encode() + b"\n")
+        line = memoryview(json.dumps(record, allow_nan=False).encode() + b"\n")
+        with writing(self.workdir / name):
+            if name not in self._files:
+                self.workdir.mkdir(parents=True, exist_ok=True)
+                # Unbuffered, one write a line: a kill can only shorten the last line.
+                self._files[name] = open(self.workdir / name, "ab", buffering=0)  # noqa: SIM115
+            while line:  # a disk that becomes full takes a part of the line, and raises at the next write only
+                line = line[self._files[name].write(line) :]
         if self._tensorboard:
             self._to_tensorboard(record)
 
     def _to_tensorboard(self, record: dict[str, Any]) -> None:
         if self._writer is None:
-            from tensorboardX import SummaryWriter  # half a second that a run without it need not spend
+            from zoo.training.tensorboard import EventFile  # half a second that a run without it need not spend
 
-            self._writer = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=self._first_step)
-        for key, value in record.items():
-            if key != "step" and isinstance(value, int | float):
-                self._writer.add_scalar(key, value, record["step"])
+            with writing(self.workdir / "tensorboard"):
+                self._writer = EventFile(self.workdir / "tensorboard", first_step=self._first_step)
+        curves = {name: value for name, value in record.items() if name != "step" and isinstance(value, int | float)}
+        with writing(self._writer.path):
+            self._writer.scalars(record["step"], curves)
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
