@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import sys
 import time
@@ -30,6 +31,7 @@ from ml_collections import ConfigDict
 from zoo.command_line import Parser, run_main, split_overrides
 from zoo.config import load_config
 from zoo.data.pipeline import Batch, Pipeline, evaluation_batches
+from zoo.errors import UserError
 from zoo.models.parameters import has_layer_axis
 from zoo.registry import make
 from zoo.run import CHECKPOINTS, Parts, assemble, check_same_data, check_workdir, load_parameters, save_run
@@ -51,6 +53,7 @@ from zoo.training.sharding import (
     with_shardings,
 )
 from zoo.training.signals import STOPPED_EXIT_CODE, StopRequested, sigterm_exits
+from zoo.training.stages import Stage
 from zoo.training.step import TrainState, initial_state, make_eval_step, make_train_step
 
 logger = logging.getLogger("train")
@@ -77,24 +80,47 @@ class Evaluation(NamedTuple):
     step: Any
 
 
+class StageTrainer(NamedTuple):
+    """One stage of a run, which for most runs is all of it: its task and model, its batches, its update."""
+
+    parts: Parts
+    last_step: int
+    pipeline: Pipeline
+    train_step: Any
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.pipeline.batch_size * self.parts.task.max_length
+
+
 class Trainer(NamedTuple):
-    """Everything the loop needs, compiled or ready to compile."""
+    """Everything the loop needs, compiled or ready to compile. It is scored on `parts.task` throughout, whatever the stage."""
 
     parts: Parts
     settings: RunSettings
     mesh: Mesh
-    total_steps: int
-    pipeline: Pipeline
+    stages: tuple[StageTrainer, ...]
     shapes: TrainState
     shardings: TrainState
     optimizer: optax.GradientTransformation
-    train_step: Any
     evaluation: Evaluation
     dev: Sequence | None
 
     @property
-    def tokens_per_step(self) -> int:
-        return self.settings.batch_size * self.parts.task.max_length
+    def total_steps(self) -> int:
+        return self.stages[-1].last_step
+
+    def batches(self, step: int) -> Iterator[tuple[StageTrainer, Batch]]:
+        """The batches from `step` to the end, each with the stage it belongs to; close it to stop the threads."""
+        for stage in self.stages:
+            if step < stage.last_step:
+                with contextlib.closing(stage.pipeline.iterate(step)) as batches:
+                    yield from ((stage, batch) for _, batch in itertools.islice(batches, stage.last_step - step))
+                step = stage.last_step
+
+    def locate(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(epoch, index) of each example in batch `step`."""
+        return next(stage for stage in self.stages if step < stage.last_step).pipeline.locate(step)
 
 
 def main(argv: list[str]) -> int:
@@ -142,7 +168,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
     try:
         state, step = start(trainer, checkpoints)
         if step < trainer.total_steps:
-            trainer = with_compiled_steps(trainer)
+            trainer = with_compiled_steps(trainer, step)
         save_run(parts, workdir)  # from here on the folder is this run's: whatever can be wrong was found before
         records = Records(workdir, tensorboard=trainer.settings.tensorboard, primary=jax.process_index() == 0)
         records.cut(step)
@@ -171,39 +197,69 @@ def last_scores(workdir: Path) -> dict[str, float]:
 
 
 def build_trainer(parts: Parts, workdir: Path) -> Trainer:
-    """Data, optimizer, shardings and the two compiled functions of a run."""
+    """Data, optimizer, shardings and the compiled functions of a run."""
     config = parts.config
     settings, mesh = settings_and_mesh(config)
-    examples = parts.examples("train", workdir)
+    data = stage_data(parts, workdir)
     dev = parts.examples("dev", workdir) if "dev" in parts.source.splits() else None
-    pipeline = Pipeline(
-        examples,
-        parts.features,
-        seed=config.seed,
-        batch_size=settings.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    total_steps = settings.total_steps(len(examples))
     optimizer = optimizers.build(config.optimizer.to_dict())
-    schedule = schedules.build(config.schedule.to_dict()).build(optimizer.learning_rate, total_steps)
+    schedule = schedules.build(config.schedule.to_dict()).build(optimizer.learning_rate, data[-1][0].last_step)
     transformation = optimizer.build(schedule, has_layer_axis=has_layer_axis)
-    shapes = jax.eval_shape(lambda: fresh_state(parts, pipeline, transformation, config.seed))
+    shapes = state_shapes(data, transformation)
     shardings = state_shardings(shapes, mesh, has_layer_axis=has_layer_axis)
-    train_step = make_train_step(
-        parts.module.apply,
-        transformation,
-        schedule=schedule,
-        coefficients=parts.task.coefficients,
-        shardings=shardings,
-        seed=config.seed,
-        accumulation=settings.accumulation,
-        nonfinite=settings.nonfinite,
-    )
+    stages = []
+    for stage, own, pipeline in data:
+        train_step = make_train_step(
+            own.module.apply,
+            transformation,
+            schedule=schedule,
+            coefficients=own.task.coefficients,
+            shardings=shardings,
+            seed=config.seed,
+            accumulation=stage.accumulation,
+            nonfinite=settings.nonfinite,
+        )
+        stages.append(StageTrainer(own, stage.last_step, pipeline, train_step))
     evaluation = build_evaluation(parts, shapes.params)
-    return Trainer(
-        parts, settings, mesh, total_steps, pipeline, shapes, shardings, transformation, train_step, evaluation, dev
-    )
+    return Trainer(parts, settings, mesh, tuple(stages), shapes, shardings, transformation, evaluation, dev)
+
+
+def stage_data(parts: Parts, workdir: Path) -> list[tuple[Stage, Parts, Pipeline]]:
+    """Each stage with its parts and its batches, which go on in the data where those of the stage before it end."""
+    config = parts.config
+    examples = {parts.task: parts.examples("train", workdir)}
+    made = []
+    for stage in settings_and_mesh(config)[0].plan(len(examples[parts.task])):
+        own = parts.at(stage.task)
+        if own.task not in examples:
+            examples[own.task] = own.examples("train", workdir)
+        pipeline = Pipeline(
+            examples[own.task],
+            own.features,
+            seed=config.seed,
+            batch_size=stage.batch_size,
+            first_step=stage.first_step,
+            first_example=stage.first_example,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        made.append((stage, own, pipeline))
+    return made
+
+
+def state_shapes(data: Sequence[tuple[Stage, Parts, Pipeline]], optimizer: optax.GradientTransformation) -> TrainState:
+    """The shapes of the state, which are the same in every stage.
+
+    Raises:
+      UserError: a stage replaces a value of the task that other parameters hang on.
+    """
+    shapes = [jax.eval_shape(functools.partial(fresh_state, own, pipeline, optimizer)) for _, own, pipeline in data]
+    for number, other in enumerate(shapes):
+        if other != shapes[0]:
+            raise UserError(
+                f"train.stages[{number}].task makes other parameters than the first stage has; a run has one model"
+            )
+    return shapes[0]
 
 
 def settings_and_mesh(config: ConfigDict) -> tuple[RunSettings, Mesh]:
@@ -212,11 +268,16 @@ def settings_and_mesh(config: ConfigDict) -> tuple[RunSettings, Mesh]:
     return make(RunSettings, config.train.to_dict(), "train"), mesh
 
 
-def with_compiled_steps(trainer: Trainer) -> Trainer:
-    """The trainer with its update and evaluation compiled, which refuses a batch or a sequence that does not fit."""
-    batch = put_batch(trainer.pipeline.batch(0), trainer.mesh)
-    state = with_shardings(trainer.shapes, trainer.shardings)
-    trainer = trainer._replace(train_step=trainer.train_step.lower(state, batch).compile())
+def with_compiled_steps(trainer: Trainer, step: int) -> Trainer:
+    """The trainer with its evaluation and the updates after `step` compiled, which refuses a batch or a sequence that does
+    not fit, of whatever stage."""
+    state, stages = with_shardings(trainer.shapes, trainer.shardings), []
+    for stage in trainer.stages:
+        if step < stage.last_step:
+            batch = put_batch(stage.pipeline.batch(stage.pipeline.first_step), trainer.mesh)
+            stage = stage._replace(train_step=stage.train_step.lower(state, batch).compile())
+        stages.append(stage)
+    trainer = trainer._replace(stages=tuple(stages))
     if trainer.dev is None:
         return trainer
     evaluation = trainer.evaluation
@@ -234,10 +295,11 @@ def build_evaluation(parts: Parts, params: Any) -> Evaluation:
     return Evaluation(parts, mesh, settings.evaluation_batch_size or settings.batch_size, step)
 
 
-def fresh_state(parts: Parts, pipeline: Pipeline, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def fresh_state(parts: Parts, pipeline: Pipeline, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update, of random parameters."""
-    one = {name: jnp.zeros((1, *rows.shape[1:]), rows.dtype) for name, rows in pipeline.batch(0).items()}
-    variables = parts.module.init({"params": key_for(seed, "parameters")}, one, train=False)
+    batch = pipeline.batch(pipeline.first_step)
+    one = {name: jnp.zeros((1, *rows.shape[1:]), rows.dtype) for name, rows in batch.items()}
+    variables = parts.module.init({"params": key_for(parts.config.seed, "parameters")}, one, train=False)
     return initial_state(variables["params"], optimizer)
 
 
@@ -256,8 +318,8 @@ def start(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, int]:
 
 def initial(trainer: Trainer) -> TrainState:
     """The state of random parameters, made in its shards."""
-    seed = trainer.parts.config.seed
-    make_state = functools.partial(fresh_state, trainer.parts, trainer.pipeline, trainer.optimizer, seed)
+    first = trainer.stages[0]
+    make_state = functools.partial(fresh_state, first.parts, first.pipeline, trainer.optimizer)
     return jax.jit(make_state, out_shardings=trainer.shardings)()
 
 
@@ -274,14 +336,15 @@ def loop(
     settings, total = trainer.settings, trainer.total_steps
     extra = trainer.parts.fingerprints()
     watched: list[tuple[int, jax.Array]] = []
-    logged, since = step, time.monotonic()
-    with StopRequested() as stop, contextlib.closing(trainer.pipeline.iterate(step)) as batches:
+    tokens, since = 0, time.monotonic()
+    with StopRequested() as stop, contextlib.closing(trainer.batches(step)) as batches:
         stopping = False
         while step < total and not stopping:
-            _, batch = next(batches)
-            state, metrics = trainer.train_step(state, put_batch(batch, trainer.mesh))
+            stage, batch = next(batches)
+            state, metrics = stage.train_step(state, put_batch(batch, trainer.mesh))
             step += 1
             checkpoints.check()
+            tokens += stage.tokens_per_step
             watched.append((step, metrics["finite"]))
             watched[max(0, len(watched) - STEPS_AHEAD)][1].block_until_ready()
             # Read once: a signal that comes later in this turn must not end the loop before it is saved.
@@ -294,11 +357,10 @@ def loop(
             if logging_now:
                 values = jax.device_get(metrics)
                 records.metrics(step, {name: value for name, value in values.items() if name != "finite"})
-                tokens = (step - logged) * trainer.tokens_per_step
                 progress.update(step, loss=float(values["loss"]), tokens=tokens)
                 now = time.monotonic()
                 records.timing(step, {"seconds": now - since, "tokens_per_second": tokens / (now - since)})
-                logged, since = step, now
+                tokens, since = 0, now
             if due(step, settings.evaluate_every, total) and trainer.dev is not None:
                 scores = evaluate(trainer.evaluation, state.params, trainer.dev)
                 records.metrics(step, {f"dev/{name}": value for name, value in scores.items()})
@@ -326,7 +388,7 @@ def check_finite(watched: list[tuple[int, jax.Array]], trainer: Trainer, records
     for (step, _), finite in zip(watched, flags, strict=True):
         if finite:
             continue
-        where = trainer.pipeline.locate(step - 1)
+        where = trainer.locate(step - 1)
         path = records.report_nonfinite(step, *where, {"policy": trainer.settings.nonfinite})
         if trainer.settings.nonfinite == "stop":
             raise NotFinite(

@@ -6,7 +6,7 @@
 Tasks pretrain, ner, lcqmc and chnsenti; `size=base` (default), `large`, or `tiny`, which trains on a CPU:
 `configs/nezha.py:lcqmc,size=tiny`. Published for base (table 4; dev/test): People's Daily NER 97.22/98.58, LCQMC accuracy
 89.98/87.41, ChnSentiCorp accuracy 94.74/95.17; the NER figures are token-level. Pretraining is masked LM and next-sentence
-prediction, as in the report, which pretrained on 80 V100 GPUs and 10.5 G tokens.
+prediction, as in the report, which pretrained on 80 V100 GPUs and 10.5 G tokens, 128 long; `lengths=128-512` ends on 512, as BERT did.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from zoo.config import parse_argument
 
 
 def get_config(argument: str = "pretrain") -> ConfigDict:
-    task, chosen = parse_argument(argument, tasks=("pretrain", *chinese.TASKS), options={"size": chinese.SIZES})
+    options = {"size": chinese.SIZES, "lengths": chinese.LENGTHS}
+    task, chosen = parse_argument(argument, tasks=("pretrain", *chinese.TASKS), options=options)
     if task == "pretrain":
-        return chinese.pretrain("nezha", chosen["size"])
+        return chinese.pretrain("nezha", chosen["size"], chosen["lengths"])
     return chinese.fine_tune("nezha", chosen["size"], task)

@@ -18,6 +18,7 @@ from zoo.config import difference, load_config
 from zoo.models import build
 from zoo.models.parameters import count_parameters, parameter_shapes
 from zoo.run import assemble
+from zoo.training.settings import RunSettings
 from zoo.training.sharding import make_mesh, put_batch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,8 +79,8 @@ def one_device(monkeypatch):
 def first_losses(made: ConfigDict, workdir: Path, steps: int = 1) -> list[float]:
     trainer = train.build_trainer(assemble(made, workdir), workdir)
     state, losses = train.initial(trainer), []
-    for step in range(steps):
-        state, metrics = trainer.train_step(state, put_batch(trainer.pipeline.batch(step), trainer.mesh))
+    for step, (stage, batch) in zip(range(steps), trainer.batches(0), strict=False):
+        state, metrics = stage.train_step(state, put_batch(batch, trainer.mesh))
         assert bool(metrics["finite"]) and int(state.step) == step + 1
         losses.append(float(metrics["loss"]))
     return losses
@@ -119,6 +120,26 @@ def test_a_step_of_every_chinese_config(family, task, folder, tmp_path):
     else:
         vocabulary = 5 + len(set("".join(SENTENCES)))
         assert loss == pytest.approx(np.log(vocabulary) + np.log(2), rel=0.1), "nor do two"
+
+
+def test_a_step_of_both_lengths(folder, tmp_path):
+    """BERT's 90 % at 128 and 10 % at 512, reduced to nine steps of 16 tokens and one of 24."""
+    small = dict([*SMALL, *on_small_data("pretrain", folder)]) | {
+        "task.max_length": "24",
+        "model.max_length": "24",
+        "train.stages.0.task.max_length": "16",
+        "train.stages.0.task.max_predictions": "2",
+        "train.stages.1.batch_size": "2",
+        "train.steps": "10",
+        "schedule.warmup": "2",
+    }
+    made = config("bert.py:pretrain,lengths=128-512", *small.items())
+    trainer = train.build_trainer(assemble(made, tmp_path), tmp_path)
+    state, steps = train.initial(trainer), []
+    for stage, batch in trainer.batches(0):
+        state, metrics = stage.train_step(state, put_batch(batch, trainer.mesh))
+        steps.append((batch["input_ids"].shape, bool(metrics["finite"])))
+    assert steps == [((4, 16), True)] * 9 + [((2, 24), True)]
 
 
 @pytest.mark.parametrize("task", ["pretrain", "parameter_names", "parameter_types"])
@@ -173,6 +194,19 @@ def test_the_pretraining_of_nezhas_report(family):
         assert (task.max_length, task.rate, task.max_predictions) == (128, 0.15, 20)
         assert task.replace == (0.8, 0.1, 0.1)
         assert made.tokenizer.chinese_words and made.model.pooler
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_lengths_of_bert(size):
+    """Devlin et al. 2018, A.2: "128 tokens for 90 % of the steps", then 512; slots as in the released README."""
+    both, short = (config(f"bert.py:pretrain,size={size},lengths={lengths}") for lengths in ("128-512", "128"))
+    assert (both.task.max_length, both.task.max_predictions) == (512, 80)
+    first, second = RunSettings(**both.train.to_dict()).plan(num_examples=1)
+    assert first.task == {"max_length": short.task.max_length, "max_predictions": short.task.max_predictions}
+    assert (first.batch_size, first.last_step) == (short.train.batch_size, 0.9 * short.train.steps)
+    assert (second.task, second.last_step) == ({}, short.train.steps)
+    assert second.batch_size * 512 == first.batch_size * 128
+    assert short.train.stages == ()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -139,6 +140,16 @@ def test_the_same_config_goes_on(corpus, pretrained, caplog):
         "resuming with mesh.tensor: 2 now, 1 in the folder",
         "resuming with train.keep: 7 now, 3 in the folder",
     ]
+
+
+def test_a_folder_from_before_a_field_was_there_goes_on(corpus, pretrained, tmp_path):
+    """A new field's default is what was done before; another value is another run."""
+    saved = json.loads((pretrained[0] / CONFIG).read_text())
+    del saved["config"]["train"]["stages"], saved["config"]["task"]["split_documents"]
+    (tmp_path / CONFIG).write_text(json.dumps(saved))
+    check_workdir(config(corpus, "masked_lm"), tmp_path)
+    with pytest.raises(UserError, match=r"task.split_documents: False now, True in the folder"):
+        check_workdir(config(corpus, "masked_lm", ("task.split_documents", "false")), tmp_path)
 
 
 def test_another_config_is_refused_with_every_difference(corpus, pretrained):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,67 +15,20 @@ from ml_collections import ConfigDict
 
 import eval as scoring
 import train
-from configs.base import base
-from zoo.config import plain
+from tests.small_runs import config, use_devices, write_texts
 from zoo.errors import UserError
 from zoo.models.parameters import has_layer_axis
 from zoo.run import assemble
 from zoo.training.records import read_records
-from zoo.training.sharding import make_mesh, put_batch
+from zoo.training.sharding import put_batch
 from zoo.training.step import initial_state
 
-NOUNS, VERBS = ("cat", "dog", "bird", "fish"), ("sees", "hears", "likes", "finds")
 WITHOUT_DROPOUT = {"model__dropout": 0.0, "model__attention_dropout": 0.0}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Text of random sentences, eight rows to learn by heart, a table labelled by its first noun, and tagged nouns."""
-    folder = tmp_path_factory.mktemp("sentences")
-    rng = np.random.default_rng(0)
-    rows = [(rng.choice(NOUNS), rng.choice(VERBS), rng.choice(NOUNS)) for _ in range(64)]
-    (folder / "text.txt").write_text("".join(" ".join(row) + "\n" for row in rows))
-    (folder / "by_heart.txt").write_text("".join(f"{word} " * 16 + "\n" for word in (*NOUNS, *VERBS)))
-    (folder / "table.tsv").write_text(
-        "".join(f"{' '.join(row)}\t{'pet' if row[0] in NOUNS[:2] else 'wild'}\n" for row in rows[:16])
-    )
-    (folder / "tags.conll").write_text(
-        "\n".join("".join(f"{w} {'B-PET' if w in NOUNS[:2] else 'O'}\n" for w in row) for row in rows[:16])
-    )
-    return folder
-
-
-def config(folder: Path, task: str = "masked_lm", text: str = "text.txt", **changes: Any) -> ConfigDict:
-    """A NEZHA of two layers with dropout, in which `changes` are set by dotted name, `__` standing for the dot."""
-    made = base("nezha-base", vocab_size=None, model_dim=16, num_heads=4, num_layers=2, max_length=16, pooler=False)
-    made.encoding = dict(name="nezha", limit=4)
-    made.feed_forward = dict(name="gelu", width=32)
-    made.tokenizer = dict(name="wordpiece", size=100)
-    made.optimizer = dict(name="lamb", learning_rate=5e-2)
-    made.schedule = dict(name="linear", warmup=0)
-    made.train.update(steps=6, batch_size=8, log_every=1, checkpoint_every=0, tensorboard=False)
-    source, file = {
-        "masked_lm": ("text", text),
-        "classification": ("tsv", "table.tsv"),
-        "token_tagging": ("conll", "tags.conll"),
-    }[task]
-    made.data = dict(name=source, train=(f"{folder}/{file}",), dev=(f"{folder}/{file}",))
-    if task == "masked_lm":
-        made.task = dict(name=task, max_length=16, rate=0.3, attend_across=True, specials="none")
-    elif task == "classification":
-        made.task = dict(name=task, max_length=16, pooling="mean")
-        made.data.update(text=0, label=1)
-    else:
-        made.task = dict(name=task, max_length=16, labels=("O", "B-PET"))
-    tree = plain(made)
-    for name, value in changes.items():
-        *path, last = name.split("__")
-        functools.reduce(dict.__getitem__, path, tree)[last] = value
-    return ConfigDict(tree)
-
-
-def use_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr(train, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:count]))
+    return write_texts(tmp_path_factory.mktemp("sentences"))
 
 
 class Curve(NamedTuple):
@@ -92,10 +44,10 @@ def curve(made: ConfigDict, workdir: Path, steps: int = 6, params: Any = None) -
     """The first steps of a run, from `params` or from the run's own."""
     trainer = train.build_trainer(assemble(made, workdir), workdir)
     state = train.initial(trainer) if params is None else initial_state(params, trainer.optimizer)
-    state = jax.device_put(state, trainer.shardings)
+    state, (stage,) = jax.device_put(state, trainer.shardings), trainer.stages
     start, said = jax.device_get(state.params), []
     for step in range(steps):
-        state, metrics = trainer.train_step(state, put_batch(trainer.pipeline.batch(step), trainer.mesh))
+        state, metrics = stage.train_step(state, put_batch(stage.pipeline.batch(step), trainer.mesh))
         said.append(metrics)
     loss, grad_norm = (
         np.asarray(jax.device_get([metrics[name] for metrics in said])) for name in ("loss", "grad_norm")
@@ -227,12 +179,12 @@ def test_epochs_are_counted_in_steps(folder, tmp_path, epochs, steps):
     made = config(folder, "classification", train__steps=None, train__epochs=epochs)
     trainer = train.build_trainer(assemble(made, tmp_path), tmp_path)
     assert trainer.total_steps == steps  # 16 examples, batches of 8
-    seen = np.concatenate([trainer.pipeline.locate(step)[1] for step in range(2)])
+    seen = np.concatenate([trainer.stages[0].pipeline.locate(step)[1] for step in range(2)])
     assert sorted(seen) == list(range(16)), "an epoch shows every example once"
 
 
 def test_a_resumed_run_sees_the_batches_it_would_have_seen(folder, tmp_path):
-    pipeline = train.build_trainer(assemble(config(folder), tmp_path), tmp_path).pipeline
+    pipeline = train.build_trainer(assemble(config(folder), tmp_path), tmp_path).stages[0].pipeline
     unbroken = [batch for (_, batch), _ in zip(pipeline.iterate(0), range(5), strict=False)]
     resumed = [batch for (_, batch), _ in zip(pipeline.iterate(3), range(2), strict=False)]
     for step, one, two in zip((3, 4), unbroken[3:], resumed, strict=True):

@@ -46,7 +46,18 @@ def load_config(spec: str, overrides: Sequence[tuple[str, str]] = (), schema: Sc
         raise UserError(f"{path}: get_config must return an ml_collections.ConfigDict, not {type(made).__name__}")
     tree = _tree(made, "config")
     apply(tree, overrides, schema)
-    tree = _complete(tree, "config", schema)
+    return completed(tree, schema)
+
+
+def completed(config: ConfigDict | Mapping[str, Any], schema: Schema = schema) -> ConfigDict:
+    """The config with the default of every field that its parts and groups leave out, locked.
+
+    So a config that was saved before a field was there reads as the same run: a new field's default is what was done before.
+
+    Raises:
+      UserError: a part or field that there is not, or a value that is not plain.
+    """
+    tree = _complete(_tree(config, "config"), "config", schema)
     plain(tree)  # every value is checked here, before anything is made from the config
     return ConfigDict(tree).lock()
 

@@ -144,12 +144,12 @@ def _text_versions(workdir: Path) -> dict[str, str]:
 def _steps_per_second(config: ConfigDict, folder: Path) -> float:
     """How fast this machine trains the config, after compilation; nothing of these steps is kept."""
     trainer = training.build_trainer(assemble(config, folder), folder)
-    state = training.initial(trainer)
+    state, (stage,) = training.initial(trainer), trainer.stages
     speeds = []
     for chunk in range(6):
         begin = time.monotonic()
         for step in range(8 * chunk, 8 * chunk + 8):
-            state, _ = trainer.train_step(state, put_batch(trainer.pipeline.batch(step), trainer.mesh))
+            state, _ = stage.train_step(state, put_batch(stage.pipeline.batch(step), trainer.mesh))
         jax.block_until_ready(state)
         speeds.append(8 / (time.monotonic() - begin))
     return median(speeds[1:])  # the first chunk compiles; of the others a short disturbance shall not decide

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from zoo.config import difference, load_saved, plain, save_config
+from zoo.config import completed, difference, load_saved, plain, save_config
 from zoo.data import registry as sources
 from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokenizers import TRAINING, load_tokenizer
@@ -29,10 +30,11 @@ from zoo.data.tokenizers import registry as tokenizers
 from zoo.errors import UserError
 from zoo.models import Transformer, build
 from zoo.overrides import apply
-from zoo.registry import to_config
+from zoo.registry import make, to_config
 from zoo.tasks import registry as tasks
 from zoo.tasks.task import Task
 from zoo.training.checkpoints import newest_extra, restore_numpy, steps_in
+from zoo.training.settings import RunSettings
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,13 @@ class Parts:
     def features(self, example: Any, rng: Any) -> dict[str, Any]:
         return self.task.features(example, rng, self.tokenizer.vocabulary)
 
+    def at(self, values: Mapping[str, Any]) -> Parts:
+        """The parts with `values` of the task replaced, as a stage of the run has them."""
+        if not values:
+            return self
+        task = tasks.build({**to_config(self.task), **values})
+        return dataclasses.replace(self, task=task, module=task.module(self.model))
+
     def fingerprints(self) -> dict[str, str]:
         """What a checkpoint remembers of the data: resuming on other data is refused."""
         return {"data": self.source.fingerprint(), "tokenizer": self.tokenizer.fingerprint}
@@ -90,8 +99,8 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
                     "--workdir"
                 )
         return
-    saved = load_saved(saved_at)
-    lines = difference(_filled_in(config, saved), saved, names=("now", "in the folder"))
+    saved = completed(load_saved(saved_at))
+    lines = difference(_filled_in(completed(config), saved), saved, names=("now", "in the folder"))
     other = [line for line in lines if not line.startswith(CHANGEABLE)]
     if other:
         raise UserError(
@@ -141,11 +150,7 @@ def assemble(config: ConfigDict, workdir: Path) -> Parts:
     """
     tree = plain(config)
     task = tasks.build(tree["task"])
-    if task.max_length > tree["model"]["max_length"]:
-        raise UserError(
-            f"task.max_length={task.max_length} is longer than model.max_length={tree['model']['max_length']}; "
-            "lower the one or raise the other"
-        )
+    _check_lengths(tree, task)
     # A run that has begun needs what it began from no longer.
     start_from = None if steps_in(workdir / CHECKPOINTS) else tree["init_from"]
     if start_from is not None and not (Path(start_from) / CONFIG).exists():
@@ -168,6 +173,28 @@ def assemble(config: ConfigDict, workdir: Path) -> Parts:
     tree["task"] = to_config(task)
     model = build(tree)
     return Parts(ConfigDict(tree).lock(), source, tokenizer, task, model, task.module(model))
+
+
+def _check_lengths(tree: Mapping[str, Any], task: Task) -> None:
+    """Refuses rows longer than the model can take, in the task and in every stage, before any data is prepared.
+
+    Raises:
+      UserError: says which is too long, or what is wrong with a stage's values of the task.
+    """
+    rows = {"task": task}
+    settings = make(RunSettings, tree["train"], "train")
+    for number, stage in enumerate(settings.plan(num_examples=1)):
+        try:
+            rows[f"train.stages[{number}].task"] = tasks.build({**to_config(task), **stage.task})
+        except UserError as error:
+            raise UserError(f"train.stages[{number}]: {error}") from error
+    longest = tree["model"]["max_length"]
+    for where, its in rows.items():
+        if its.max_length > longest:
+            raise UserError(
+                f"{where}.max_length={its.max_length} is longer than model.max_length={longest}; lower the one or raise "
+                "the other"
+            )
 
 
 def reassemble(workdir: Path, overrides: Sequence[tuple[str, str]] = ()) -> Parts:

@@ -115,7 +115,7 @@ def test_an_error_in_the_features_reaches_the_caller():
     def broken(example, rng):
         raise UserError("a.tsv:3: wrong")
 
-    running = Pipeline(range(4), broken, seed=0, batch_size=2).iterate()
+    running = Pipeline(range(4), broken, seed=0, batch_size=2).iterate(0)
     with pytest.raises(UserError, match=r"a\.tsv:3: wrong"):
         next(running)
 

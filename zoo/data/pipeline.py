@@ -3,7 +3,7 @@
 Training runs through the examples epoch after epoch, each a fresh permutation (Grain's index shuffle, which needs no
 memory and no pass over the data). Step s takes the s-th run of `batch_size` places of this endless order, so a batch
 may hold the end of one epoch and the beginning of the next, nothing is dropped, and the position of a run is the one
-integer s. Host p of n takes the p-th of n equal, contiguous parts of the batch: laid end to end they are the same
+integer s. Where a run changes its batches on the way, they go on at the place that the ones before have reached. Host p of n takes the p-th of n equal, contiguous parts of the batch: laid end to end they are the same
 global batch whatever n is. The random generator of an example is made from (seed, epoch, index) alone.
 """
 
@@ -46,6 +46,7 @@ class Pipeline:
       features: (example, rng) → arrays of fixed shape; pure.
       seed: of the order and of the features.
       batch_size: global, over all hosts.
+      first_step, first_example: the first step that is asked for, and the place in the endless order where its batch begins.
       process_index, process_count: which part of each batch is this host's.
       threads: that prepare batches ahead in `iterate`.
 
@@ -60,6 +61,8 @@ class Pipeline:
         *,
         seed: int,
         batch_size: int,
+        first_step: int = 0,
+        first_example: int = 0,
         process_index: int = 0,
         process_count: int = 1,
         threads: int = 2,
@@ -71,7 +74,9 @@ class Pipeline:
         self._at_epoch = examples.at_epoch if isinstance(examples, Repacked) else lambda epoch: examples
         self._features = features
         self._seed = seed
-        self._batch_size = batch_size
+        self.batch_size = batch_size
+        self.first_step = first_step
+        self._first_example = first_example
         self._threads = threads
         # Grain adds the epoch to its seed; unrelated seeds must not meet in each other's later epochs.
         order_seed = int(np.random.SeedSequence([seed, TRAINING]).generate_state(1)[0])
@@ -79,13 +84,15 @@ class Pipeline:
 
     def locate(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, index into the examples) of each row of this host's part of batch `step`: int64 [B]."""
-        first = step * self._batch_size
+        if step < self.first_step:
+            raise ValueError(f"batch {step} of a pipeline that begins at {self.first_step}")
+        first = self._first_example + (step - self.first_step) * self.batch_size
         places = range(first + self._slice.start, first + self._slice.stop)
         epochs = np.asarray([place // len(self._examples) for place in places], np.int64)
         return epochs, np.asarray([self._order[place] for place in places], np.int64)
 
     def batch(self, step: int) -> Batch:
-        """This host's rows of batch `step` ≥ 0, in time that does not depend on `step`.
+        """This host's rows of batch `step` ≥ `first_step`, in time that does not depend on `step`.
 
         The features, and `example_index` int32 [B], `example_weight` float32 [B] of ones.
         """
@@ -96,7 +103,7 @@ class Pipeline:
             rows.append((index, 1.0, self._features(example, feature_rng(self._seed, TRAINING, epoch, index))))
         return _stack(rows)
 
-    def iterate(self, start_step: int = 0) -> Iterator[tuple[int, Batch]]:
+    def iterate(self, start_step: int) -> Iterator[tuple[int, Batch]]:
         """(step, batch) from `start_step` on without end, prepared ahead by threads; close it to stop them."""
         options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=PREFETCH if self._threads else 0)
         batches = iter(grain.MapDataset.source(_Batches(self)).to_iter_dataset(options))

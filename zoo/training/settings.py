@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from zoo.training.stages import Stage, lay_out
 
 
 @dataclass(frozen=True)
@@ -11,9 +13,11 @@ class RunSettings:
     """`config.train`.
 
     Attributes:
-      steps, epochs: the length of the run; exactly one is given.
+      steps, epochs: the length of the run; exactly one is given, but where `stages` say it.
       batch_size: examples of an update, over all devices and micro-batches.
       accumulation: micro-batches that an update is computed in.
+      stages: stretches of the run with their own batches and values of the task: a tuple of mappings with the fields of
+        `zoo.training.stages.StageSettings`. Empty: the run is one stage.
       log_every: steps between the lines of metrics.jsonl.
       evaluate_every: steps between evaluations; 0 evaluates at the end only.
       evaluation_batch_size: None = batch_size.
@@ -27,6 +31,7 @@ class RunSettings:
     epochs: float | None = None
     batch_size: int = 32
     accumulation: int = 1
+    stages: tuple[Any, ...] = ()
     log_every: int = 50
     evaluate_every: int = 0
     evaluation_batch_size: int | None = None
@@ -36,7 +41,9 @@ class RunSettings:
     tensorboard: bool = True
 
     def __post_init__(self):
-        if (self.steps is None) == (self.epochs is None):
+        if self.stages and self.epochs is not None:
+            raise ValueError(f"stages are counted in steps: give steps or their own instead of epochs={self.epochs}")
+        if not self.stages and (self.steps is None) == (self.epochs is None):
             raise ValueError(f"give exactly one of steps and epochs, not steps={self.steps} and epochs={self.epochs}")
         for name in ("steps", "epochs", "batch_size", "accumulation", "log_every", "evaluation_batch_size", "keep"):
             value = getattr(self, name)
@@ -48,11 +55,15 @@ class RunSettings:
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulation={self.accumulation}")
 
-    def total_steps(self, num_examples: int) -> int:
-        """The length of the run in steps: `steps`, or as many as `epochs` passes over the examples need."""
-        if self.steps is not None:
-            return self.steps
-        return max(1, round(self.epochs * num_examples / self.batch_size))
+        if self.stages:
+            self.plan(num_examples=1)
+
+    def plan(self, num_examples: int) -> tuple[Stage, ...]:
+        """The stages of the run. Without `stages` it is one, of `steps`, or as many as `epochs` passes over the examples need."""
+        if self.stages:
+            return lay_out(self.stages, self.steps, self.batch_size, self.accumulation)
+        steps = self.steps or max(1, round(self.epochs * num_examples / self.batch_size))
+        return (Stage(0, steps, 0, self.batch_size, self.accumulation, {}),)
 
 
 @dataclass(frozen=True)
