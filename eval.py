@@ -4,6 +4,8 @@
     python eval.py --workdir=runs/lcqmc --split=test --step=2000
     python eval.py --workdir=runs/large --config.mesh.fsdp=1 --config.train.evaluation_batch_size=8
 
+On several hosts, with the same `--config.processes` as train.py; process 0 writes and prints.
+
 Rebuilds the model from the run's folder alone, prints the task's official scores and writes them to
 `<workdir>/scores_<split>.json`. The run's mesh is used unless another is given.
 """
@@ -16,12 +18,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from train import build_evaluation, evaluate
-from zoo.command_line import Parser, run_main, split_overrides
+from zoo.command_line import Parser, outcome, run_main, split_overrides
 from zoo.errors import UserError, near
-from zoo.run import CHECKPOINTS, reassemble
+from zoo.models.parameters import has_layer_axis
+from zoo.run import CHECKPOINTS, override_processes, reassemble
 from zoo.training.atomic import write_atomically
 from zoo.training.checkpoints import restore_numpy
+from zoo.training.processes import Processes, joined
+from zoo.training.sharding import parameter_shardings, put_whole
 
 
 def main(argv: list[str]) -> int:
@@ -32,27 +39,43 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--step", type=int, help="checkpoint to score (default: the newest)")
     flags = parser.read(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    scores = score(flags.workdir, flags.split, flags.step, overrides)
-    for name, value in scores.items():
-        print(f"{flags.split} {name} {value:.4f}")
+    settings, overrides = override_processes(overrides)
+    with joined(settings, outcome) as processes:
+        scores = score(flags.workdir, flags.split, flags.step, overrides, processes)
+        for name, value in scores.items() if processes.primary else ():
+            print(f"{flags.split} {name} {value:.4f}")
     return 0
 
 
 def score(
-    workdir: Path, split: str, step: int | None = None, overrides: Sequence[tuple[str, str]] = ()
+    workdir: Path,
+    split: str,
+    step: int | None = None,
+    overrides: Sequence[tuple[str, str]] = (),
+    processes: Processes | None = None,
 ) -> dict[str, float]:
     """The scores of the run in `workdir` on `split`, at checkpoint `step` (None: the newest); also written beside it.
 
     Raises:
       UserError: no run, no such split, no valid checkpoint, or an override of something else than the place.
     """
-    parts = reassemble(workdir, overrides)
-    if split not in parts.source.splits():
-        raise UserError(f"the run's data have no split {split!r}; {near(split, parts.source.splits())}")
+    processes = Processes() if processes is None else processes
+    with processes.primary_first("preparation"):
+        parts = reassemble(workdir, overrides)
+        if split not in parts.source.splits():
+            raise UserError(f"the run's data have no split {split!r}; {near(split, parts.source.splits())}")
+        examples = parts.examples(split, workdir)
     restored = restore_numpy(workdir / CHECKPOINTS, step=step, part="params")
-    examples = parts.examples(split, workdir)
+    if restored.step != processes.share("step", restored.step):
+        raise UserError(f"not all processes see the same newest checkpoint in {workdir}; name one by --step")
     params = restored.state["params"]
-    scores = evaluate(build_evaluation(parts, params), params, examples)
+    evaluation = build_evaluation(parts, params)
+    params = jax.tree.map(
+        put_whole, params, parameter_shardings(params, evaluation.mesh, has_layer_axis=has_layer_axis)
+    )
+    scores = evaluate(evaluation, params, examples)
+    if not processes.primary:
+        return scores
     report = {"step": restored.step, "split": split, "examples": len(examples), "scores": scores}
     write_atomically(workdir / f"scores_{split}.json", json.dumps(report, indent=2).encode() + b"\n")
     return scores

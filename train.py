@@ -5,8 +5,8 @@
 
 The same command resumes a run that was stopped, byte for byte, and exits with 0 when the run is finished. Start-up order:
 this run's newest checkpoint, else `config.init_from`, else from scratch. Exit codes: 0 finished, 2 something given is
-wrong, 3 the loss is not finite, 4 something could not be written (disk full, folder read-only), 75 asked to stop (SIGTERM)
-and saved.
+wrong, 3 the loss is not finite, 4 something could not be written (disk full, folder read-only), 69 another process of the
+run is lost, 75 asked to stop (SIGTERM) and saved.
 """
 
 from __future__ import annotations
@@ -27,24 +27,37 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from rich.console import Console
 
-from zoo.command_line import Parser, run_main, split_overrides
+from zoo.command_line import Parser, outcome, run_main, split_overrides
 from zoo.config import load_config
 from zoo.data.pipeline import Batch, Pipeline, evaluation_batches
-from zoo.errors import UserError
+from zoo.errors import RunStopped, UserError
 from zoo.models.parameters import has_layer_axis
 from zoo.registry import make
-from zoo.run import CHECKPOINTS, Parts, assemble, check_same_data, check_workdir, load_parameters, save_run
+from zoo.run import (
+    CHECKPOINTS,
+    Parts,
+    assemble,
+    check_same_data,
+    check_workdir,
+    load_parameters,
+    process_settings,
+    save_run,
+    without_processes,
+)
 from zoo.training.checkpoints import Checkpoints
 from zoo.training.host_memory import keep_freed_memory
 from zoo.training.keys import key_for
 from zoo.training.optimizer import registry as optimizers
 from zoo.training.plots import plot_curves
+from zoo.training.processes import Processes, joined
 from zoo.training.progress import Progress
 from zoo.training.records import METRICS, Records, read_records
 from zoo.training.schedules import registry as schedules
 from zoo.training.settings import MeshSettings, RunSettings
 from zoo.training.sharding import (
+    batch_part,
     make_mesh,
     parameter_shardings,
     put_batch,
@@ -63,12 +76,16 @@ NONFINITE_EXIT_CODE = 3
 STEPS_AHEAD = 2
 
 
-class NotFinite(RuntimeError):
+class NotFinite(RunStopped):
     """The loss, a gradient or an update of a step was not finite and the policy is to stop."""
 
+    exit_code = NONFINITE_EXIT_CODE
 
-class Stopped(RuntimeError):
+
+class Stopped(RunStopped):
     """The run was asked to stop; it has saved and can be resumed."""
+
+    exit_code = STOPPED_EXIT_CODE
 
 
 class Evaluation(NamedTuple):
@@ -133,15 +150,12 @@ def main(argv: list[str]) -> int:
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("absl").addFilter(no_traceback)
-    try:
-        with sigterm_exits():
-            train(load_config(flags.config, overrides), flags.workdir)
-    except NotFinite as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return NONFINITE_EXIT_CODE
-    except Stopped as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return STOPPED_EXIT_CODE
+    with sigterm_exits():
+        config = load_config(flags.config, overrides)
+        with joined(process_settings(config), outcome) as processes:
+            if not processes.primary:
+                logging.getLogger().setLevel(logging.ERROR)  # process 0 says it
+            train(config, flags.workdir, processes)
     return 0
 
 
@@ -150,7 +164,7 @@ def no_traceback(record: logging.LogRecord) -> bool:
     return not record.exc_info
 
 
-def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
+def train(config: ConfigDict, workdir: Path, processes: Processes | None = None) -> dict[str, float]:
     """Runs `config` in `workdir` to its end and returns the scores of the last evaluation.
 
     Raises:
@@ -158,28 +172,35 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, float]:
       NotFinite, Stopped: see there; the same command goes on from the newest checkpoint.
       WriteFailed: a checkpoint, a record or another file could not be written; the same command goes on likewise.
     """
+    processes = Processes() if processes is None else processes
     if jax.default_backend() == "cpu":
         keep_freed_memory()
-    check_workdir(config, workdir)
-    parts = assemble(config, workdir)
-    check_same_data(parts, workdir)
-    trainer = build_trainer(parts, workdir)
-    checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=trainer.settings.keep)
+    config = without_processes(config)
+    with processes.primary_first("preparation"):
+        check_workdir(config, workdir)
+        parts = assemble(config, workdir)
+        check_same_data(parts, workdir)
+        trainer = build_trainer(parts, workdir)
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=trainer.settings.keep, processes=processes)
     try:
         state, step = start(trainer, checkpoints)
         if step < trainer.total_steps:
             trainer = with_compiled_steps(trainer, step)
-        save_run(parts, workdir)  # from here on the folder is this run's: whatever can be wrong was found before
-        records = Records(workdir, tensorboard=trainer.settings.tensorboard, primary=jax.process_index() == 0)
+        with processes.primary_first("config"):
+            # From here on the folder is this run's: whatever can be wrong was found before.
+            save_run(parts, workdir, primary=processes.primary)
+        records = Records(workdir, tensorboard=trainer.settings.tensorboard, primary=processes.primary)
         records.cut(step)
+        console = Console(stderr=True, quiet=not processes.primary)
         try:
-            with Progress(trainer.total_steps, start=step, title=workdir.name) as progress:
+            with Progress(trainer.total_steps, start=step, title=workdir.name, console=console) as progress:
                 loop(trainer, state, step, checkpoints, records, progress)
         finally:
             records.close()
     finally:
         checkpoints.close()
-    pictures = plot_curves(workdir) if jax.process_index() == 0 else ()
+    processes.barrier("records")
+    pictures = plot_curves(workdir) if processes.primary else ()
     scores = last_scores(workdir)
     logger.info("finished %d steps in %s; %s", trainer.total_steps, workdir, ", ".join(map(str, pictures)))
     for name, value in scores.items():
@@ -229,7 +250,9 @@ def stage_data(parts: Parts, workdir: Path) -> list[tuple[Stage, Parts, Pipeline
     config = parts.config
     examples = {parts.task: parts.examples("train", workdir)}
     made = []
-    for stage in settings_and_mesh(config)[0].plan(len(examples[parts.task])):
+    settings, mesh = settings_and_mesh(config)
+    part, num_parts = batch_part(mesh)
+    for stage in settings.plan(len(examples[parts.task])):
         own = parts.at(stage.task)
         if own.task not in examples:
             examples[own.task] = own.examples("train", workdir)
@@ -240,8 +263,8 @@ def stage_data(parts: Parts, workdir: Path) -> list[tuple[Stage, Parts, Pipeline
             batch_size=stage.batch_size,
             first_step=stage.first_step,
             first_example=stage.first_example,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=num_parts,
         )
         made.append((stage, own, pipeline))
     return made
@@ -338,7 +361,7 @@ def loop(
     watched: list[tuple[int, jax.Array]] = []
     tokens, since = 0, time.monotonic()
     with StopRequested() as stop, contextlib.closing(trainer.batches(step)) as batches:
-        stopping = False
+        stopping, why = False, ""
         while step < total and not stopping:
             stage, batch = next(batches)
             state, metrics = stage.train_step(state, put_batch(batch, trainer.mesh))
@@ -348,7 +371,8 @@ def loop(
             watched.append((step, metrics["finite"]))
             watched[max(0, len(watched) - STEPS_AHEAD)][1].block_until_ready()
             # Read once: a signal that comes later in this turn must not end the loop before it is saved.
-            stopping = bool(stop)
+            if agreed := checkpoints.processes.stop_at(stop.signal and stop.signal.name, step, STEPS_AHEAD):
+                stopping, why = step >= agreed[0], agreed[1]
             logging_now = due(step, settings.log_every, total)
             saving_now = due(step, settings.checkpoint_every, total) or stopping
             if logging_now or saving_now:
@@ -370,7 +394,7 @@ def loop(
                 checkpoints.save(step, state, extra)
         checkpoints.wait()
     if step < total:
-        raise Stopped(f"{stop.signal.name} at step {step} of {total}, which is saved; the same command resumes")
+        raise Stopped(f"{why} at step {step} of {total}, which is saved; the same command resumes")
 
 
 def due(step: int, every: int, total: int) -> bool:
@@ -409,13 +433,14 @@ def evaluate(evaluation: Evaluation, params: Any, examples: Sequence) -> dict[st
 
 def batches_in_order(evaluation: Evaluation, examples: Sequence) -> Iterator[Batch]:
     """This process's part of the batches that an evaluation goes through."""
+    part, num_parts = batch_part(evaluation.mesh)
     return evaluation_batches(
         examples,
         evaluation.parts.features,
         batch_size=evaluation.batch_size,
         seed=evaluation.parts.config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part,
+        process_count=num_parts,
     )
 
 

@@ -24,6 +24,7 @@ def base(model: str, **model_values: Any) -> ConfigDict:
             schedule=dict(name="linear", warmup=0.1),
             train=dict(steps=placeholder(int), epochs=placeholder(float)),
             mesh=dict(data=-1),
+            processes=dict(count=1),
             init_from=placeholder(str),
         )
     )

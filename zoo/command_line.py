@@ -7,11 +7,13 @@ import contextlib
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from zoo.errors import UserError, WriteFailed, near
+from zoo.errors import RunStopped, UserError, WriteFailed, near
 
+FAULT = 1  # exit code for a fault of the program
 MISTAKE = 2  # exit code for something the user can mend
 NOT_WRITTEN = 4  # exit code for a full disk, or a folder or file that may not be written to
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
@@ -72,32 +74,35 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
     return others, overrides
 
 
-def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Calls `main(arguments)` and returns the exit code; a `UserError` becomes `error: …` on stderr and code 2,
-    what could not be written `stopped: …` and code 4.
+def outcome(error: BaseException) -> tuple[int, str]:
+    """(exit code, what is printed) of a program that ends by `error`; a fault of the program is printed with its traceback."""
+    if isinstance(error, UserError):
+        return MISTAKE, f"error: {error}"
+    if isinstance(error, RunStopped):
+        return error.exit_code, f"stopped: {error}"
+    if isinstance(error, WriteFailed) or (isinstance(error, OSError) and error.errno in OF_THE_DISK):
+        return NOT_WRITTEN, f"stopped: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, SystemExit):
+        return (error.code if isinstance(error.code, int) else int(error.code is not None)), ""
+    return FAULT, "".join(traceback.format_exception(error)).rstrip()
 
-    Any other exception is a fault of the program and keeps its traceback.
+
+def run_main(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Calls `main(arguments)` and returns the exit code, that of `outcome` where it raises.
+
+    An exception that is a fault of the program keeps its traceback.
     """
     try:
         return main(list(sys.argv[1:] if argv is None else argv)) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return MISTAKE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except WriteFailed as error:
-        return _not_written(error)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno not in OF_THE_DISK:
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = outcome(error)
+        if code == FAULT:
             raise
-        return _not_written(error)
-
-
-def _not_written(error: Exception) -> int:
-    with contextlib.suppress(OSError):  # stderr may be a file on the same full disk
-        print(f"stopped: {error}", file=sys.stderr)
-    return NOT_WRITTEN
+        with contextlib.suppress(OSError):  # stderr may be a file on the same full disk
+            print(text, file=sys.stderr)
+        return code

@@ -12,6 +12,12 @@ class UserError(ValueError):
     """Something given to the library is wrong: says what, where, and what would be right."""
 
 
+class RunStopped(RuntimeError):
+    """A run ended before its end, by no fault of the program; `exit_code` says why, and the message what to do."""
+
+    exit_code: int
+
+
 class WriteFailed(RuntimeError):
     """Something could not be written (a full disk, a folder that may not be written to): says what and why."""
 

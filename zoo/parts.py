@@ -35,6 +35,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "model": ("zoo.models", "ModelConfig"),
     "train": ("zoo.training.settings", "RunSettings"),
     "mesh": ("zoo.training.settings", "MeshSettings"),
+    "processes": ("zoo.training.settings", "ProcessSettings"),
 }
 
 Schema = Callable[[str], Registry | type | None]

@@ -34,7 +34,8 @@ from zoo.registry import make, to_config
 from zoo.tasks import registry as tasks
 from zoo.tasks.task import Task
 from zoo.training.checkpoints import newest_extra, restore_numpy, steps_in
-from zoo.training.settings import RunSettings
+from zoo.training.settings import ProcessSettings, RunSettings
+from zoo.training.sharding import put_whole
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,27 @@ class Parts:
     def fingerprints(self) -> dict[str, str]:
         """What a checkpoint remembers of the data: resuming on other data is refused."""
         return {"data": self.source.fingerprint(), "tokenizer": self.tokenizer.fingerprint}
+
+
+def process_settings(config: ConfigDict) -> ProcessSettings:
+    """`config.processes`, or its defaults where a config has none."""
+    return make(ProcessSettings, plain(config.get("processes", {})), "processes")
+
+
+def override_processes(
+    overrides: Sequence[tuple[str, str]],
+) -> tuple[ProcessSettings, list[tuple[str, str]]]:
+    """The processes that command-line overrides name where no config does, and the other overrides."""
+    tree: dict[str, Any] = {"processes": {}}
+    apply(tree, [(path, text) for path, text in overrides if path.startswith("processes.")])
+    return process_settings(ConfigDict(tree)), [o for o in overrides if not o[0].startswith("processes.")]
+
+
+def without_processes(config: ConfigDict) -> ConfigDict:
+    """What of a config belongs to the run: which processes compute it is said anew at every start."""
+    tree = plain(config)
+    tree.pop("processes", None)
+    return ConfigDict(tree).lock()
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
@@ -248,8 +270,19 @@ def _tokenizer(config: Mapping[str, Any], source: Any, workdir: Path) -> Tokeniz
     return tokenizer
 
 
-def save_run(parts: Parts, workdir: Path) -> None:
-    """Makes `workdir` the folder of this run: its tokenizer, then its config."""
+def save_run(parts: Parts, workdir: Path, *, primary: bool = True) -> None:
+    """Makes `workdir` the folder of this run: its tokenizer, then its config. Other processes than the first look for it there.
+
+    Raises:
+      UserError: another process, which sees another folder.
+    """
+    if not primary:
+        if not (workdir / CONFIG).exists() or difference(load_saved(workdir / CONFIG), parts.config):
+            raise UserError(
+                f"{workdir} here is not the folder that process 0 writes to; give a --workdir on a file system that all "
+                "hosts share, and the same config on all"
+            )
+        return
     kept = workdir / TOKENIZER
     if not kept.exists() or load_tokenizer(kept).fingerprint != parts.tokenizer.fingerprint:
         parts.tokenizer.save(kept)
@@ -283,5 +316,5 @@ def load_parameters(path: str, fresh: Mapping[str, Any]) -> dict[str, Any]:
     anew = sorted(n for n in wanted if taken[n] is wanted[n])
     logger.info("initialised from %s; starting anew: %s", path, ", ".join(anew) or "nothing")
     return unflatten_dict(
-        {n: jax.device_put(v, wanted[n].sharding) if v is not wanted[n] else v for n, v in taken.items()}, sep="/"
+        {n: put_whole(v, wanted[n].sharding) if v is not wanted[n] else v for n, v in taken.items()}, sep="/"
     )

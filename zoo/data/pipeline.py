@@ -83,11 +83,14 @@ class Pipeline:
         self._order = grain.MapDataset.range(len(examples)).shuffle(seed=order_seed)
 
     def locate(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(epoch, index into the examples) of each row of this host's part of batch `step`: int64 [B]."""
+        """(epoch, index into the examples) of each row of batch `step`, those of other hosts too: int64 [B]."""
+        return self._locate(step, slice(0, self.batch_size))
+
+    def _locate(self, step: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
         if step < self.first_step:
             raise ValueError(f"batch {step} of a pipeline that begins at {self.first_step}")
         first = self._first_example + (step - self.first_step) * self.batch_size
-        places = range(first + self._slice.start, first + self._slice.stop)
+        places = range(first + part.start, first + part.stop)
         epochs = np.asarray([place // len(self._examples) for place in places], np.int64)
         return epochs, np.asarray([self._order[place] for place in places], np.int64)
 
@@ -97,7 +100,7 @@ class Pipeline:
         The features, and `example_index` int32 [B], `example_weight` float32 [B] of ones.
         """
         rows = []
-        for epoch, index in zip(*self.locate(step), strict=True):
+        for epoch, index in zip(*self._locate(step, self._slice), strict=True):
             epoch, index = int(epoch), int(index)
             example = self._at_epoch(epoch)[index]
             rows.append((index, 1.0, self._features(example, feature_rng(self._seed, TRAINING, epoch, index))))

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from zoo.errors import UserError, WriteFailed
 from zoo.training.atomic import sync_directory
 from zoo.training.manifest import Damaged, read_manifest, verify, write_manifest
+from zoo.training.processes import Processes
 from zoo.training.rules import named_leaves
 
 logger = logging.getLogger(__name__)
@@ -47,15 +48,19 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run, of which the newest `keep` stay.
 
+    All processes of the run make the same calls: each writes and reads its part of the arrays; process 0 picks, commits,
+    sets aside and removes.
+
     `save` returns as soon as the arrays are copied to the host; what goes wrong afterwards is raised by the next call of
     `check`, `save`, `wait` or `close`.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 3):
+    def __init__(self, directory: str | Path, *, keep: int = 3, processes: Processes | None = None):
         if keep < 1:
             raise UserError(f"keep is the number of checkpoints that stay, at least 1, not {keep}")
         self.directory = Path(directory).absolute()
         self.keep = keep
+        self.processes = Processes() if processes is None else processes
         self.last_step: int | None = None
         self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -125,28 +130,40 @@ class Checkpoints:
             checkpoint (all are listed); a checkpoint was written by a newer version.
         """
         self.wait()
-        found = _newest_valid(self.directory)
-        if found is None:
+        found = _newest_valid(self.directory) if self.processes.primary else None
+        name = self.processes.share("checkpoint to restore", found and found[0].name)
+        if name is None:
             self._remove_unfinished()
             return None
-        path, body, damaged = found
+        path, body, damaged = found or self._as_picked(name)
         _check_arrays(path, body["arrays"], abstract_state)
         leaves = named_leaves(abstract_state)
         restored = self._checkpointer.restore(path, args=ocp.args.StandardRestore(_nest(leaves)))
         by_name = dict(named_leaves(restored))
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), [by_name[name] for name, _ in leaves])
-        if _primary():
+        if self.processes.primary:
             for bad in damaged:
                 _set_aside(bad)
         self._remove_unfinished()
         self.last_step = body["step"]
         return Restored(state, body["step"], body["extra"])
 
+    def _as_picked(self, name: str) -> tuple[Path, dict[str, Any], list[Path]]:
+        """What `_newest_valid` has found in process 0, which has verified it."""
+        path = self.directory / name
+        try:
+            return path, read_manifest(path), []
+        except Damaged as error:
+            raise UserError(
+                f"process 0 goes on from {path}, which is not here ({error}); give a --workdir on a file system that all "
+                "hosts share"
+            ) from error
+
     def _commit(self, step: int, partial: Path, final: Path, arrays: dict[str, Any], extra: dict[str, Any]) -> None:
         """In the background: when all arrays are written, the manifest; then the name; then older checkpoints go."""
         try:
             self._checkpointer.wait_until_finished()
-            if not _primary():
+            if not self.processes.primary:
                 return
             write_manifest(partial, step=step, arrays=arrays, extra=extra)
             partial.rename(final)
@@ -165,7 +182,7 @@ class Checkpoints:
         )
 
     def _remove_unfinished(self) -> None:
-        if _primary() and self.directory.is_dir():
+        if self.processes.primary and self.directory.is_dir():
             for path in self.directory.iterdir():
                 if path.name.startswith(_UNFINISHED):
                     logger.info("removing %s, which was left unfinished", path)
@@ -236,10 +253,6 @@ def _cause(error: BaseException) -> str:
 
 def _name(step: int) -> str:
     return f"step_{step:08d}"
-
-
-def _primary() -> bool:
-    return jax.process_index() == 0
 
 
 def _committed(directory: Path) -> list[Path]:

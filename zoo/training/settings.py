@@ -1,4 +1,4 @@
-"""The scalars of a run: how long, how much at a time, what is written when, and over which devices."""
+"""The scalars of a run: how long, how much at a time, what is written when, over which devices and processes."""
 
 from __future__ import annotations
 
@@ -74,3 +74,40 @@ class MeshSettings:
     fsdp: int = 1
     tensor: int = 1
     sequence: int = 1
+
+
+@dataclass(frozen=True)
+class ProcessSettings:
+    """`config.processes`: the processes of one run, on one host or several; nothing of it is kept in the run's config.json.
+
+    Attributes:
+      detect: whether to ask the cluster (Cloud TPU pod, SLURM, Open MPI, Kubernetes) for the three below; then the command is
+        the same on every host.
+      count: processes of the run.
+      index: which of them this one is, from 0.
+      coordinator: host:port of process 0, with a port that is free there.
+      lost_after: seconds without a sign of life after which a process counts as lost and the others stop.
+      start_within: seconds within which all processes must have started.
+      wait: seconds that processes wait for one another, data preparation by process 0 included.
+    """
+
+    detect: bool = False
+    count: int = 1
+    index: int | None = None
+    coordinator: str | None = None
+    lost_after: float = 60.0
+    start_within: float = 300.0
+    wait: float = 86400.0
+
+    def __post_init__(self):
+        for name in ("count", "lost_after", "start_within", "wait"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.detect and (self.count > 1 or self.index is not None or self.coordinator is not None):
+            raise ValueError("detect finds count, index and coordinator by itself; give either it or them")
+        if self.count > 1 and (self.index is None or self.coordinator is None):
+            raise ValueError(f"count={self.count} also needs index (0 to {self.count - 1}) and coordinator (host:port)")
+        if self.index is not None and not 0 <= self.index < self.count:
+            raise ValueError(f"index={self.index} is not one of 0 to {self.count - 1} of count={self.count}")
+        if self.coordinator is not None and not self.coordinator.rpartition(":")[2].isdecimal():
+            raise ValueError(f"coordinator is host:port of process 0, not {self.coordinator!r}")

@@ -81,17 +81,48 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+    """(part, parts): this process's devices hold the part-th of `parts` equal, contiguous parts of the rows of a batch.
+
+    It follows the mesh, not the number of the process: on a pod `make_mesh` orders the devices by their place in the
+    network, and where `tensor` or `sequence` reaches over processes, these hold the same rows.
+
+    Raises:
+      UserError: the rows of this process are not such a part.
+    """
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    places = batch_sharding(mesh).addressable_devices_indices_map((shards,)).values()
+    held = sorted({rows.start or 0 for (rows,) in places})
+    count, first = len(held), held[0]
+    if held != list(range(first, first + count)) or first % count or shards % count:
+        spelled = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        raise UserError(
+            f"in a mesh of {spelled} the devices of process {jax.process_index()} hold the parts {held} of {shards} of a batch, "
+            "which is no equal, contiguous share; choose mesh sizes that are multiples or divisors of the devices of a process"
+        )
+    return first // count, shards // count
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """The global batch on the mesh, from the rows that this process has (all of them where there is one process)."""
     sharding = batch_sharding(mesh)
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = 1 if jax.process_count() == 1 else batch_part(mesh)[1]
     for name, rows in batch.items():
-        if len(rows) * jax.process_count() % shards:
+        if len(rows) * parts % shards:
             raise UserError(
-                f"a batch of {len(rows) * jax.process_count()} rows ({name!r}) cannot be divided over"
+                f"a batch of {len(rows) * parts} rows ({name!r}) cannot be divided over"
                 f" data={mesh.shape['data']} times fsdp={mesh.shape['fsdp']}; choose a multiple of {shards}"
             )
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows, (len(rows) * parts, *rows.shape[1:]))
+        for name, rows in batch.items()
+    }
+
+
+def put_whole(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has whole, laid out over the devices of all."""
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def parameter_shardings(
