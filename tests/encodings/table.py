@@ -16,12 +16,22 @@ from zoo.models import Stage, Transformer
 
 
 class Row(NamedTuple):
-    """An encoding under test: its config, the one to use under a causal mask, and whether only r = j − i matters to it."""
+    """An encoding under test.
+
+    Attributes:
+      bidirectional, causal: its config without and with a causal mask; None where it is not defined for that.
+      shift_invariant: whether only r = j − i matters to it.
+    """
 
     name: str
-    config: dict[str, Any]
+    bidirectional: dict[str, Any] | None
     causal: dict[str, Any] | None
     shift_invariant: bool
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The one to use where the direction does not matter; `tiny_model` of it is causal where it must be."""
+        return self.causal if self.bidirectional is None else self.bidirectional
 
 
 ROWS = (
@@ -39,7 +49,8 @@ DIMS = Dims(model_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, num_layers=2,
 
 
 def tiny_model(config: dict[str, Any], *, causal: bool = False, stages: int = 1, **kwargs: Any) -> Transformer:
-    """Two layers, as one scanned stage or as several stages of one."""
+    """Two layers, as one scanned stage or as several stages of one; causal where asked for or where there is no other way."""
+    causal = causal or not registry.build(config).facts().bidirectional
     spec = BlockSpec(encodings=(registry.build(config),), arrangement=PreNorm(), feed_forward=Gelu(width=16))
     depth = (Stage((spec,), DIMS.num_layers),) if stages == 1 else tuple(Stage((spec,)) for _ in range(DIMS.num_layers))
     return Transformer(

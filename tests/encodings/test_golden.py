@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import zoo.encodings
 from kernels.attention import AttentionMask, Positions, attention, logits
 from zoo.encodings import Dims, Place, Project, Site, registry
 from zoo.encodings.alibi import slopes
@@ -33,8 +34,8 @@ def encode(config, params=None):
 
 
 def scores(config, params=None):
-    e = encode(config, params)
-    return np.asarray(logits(e.terms, e.q, e.k, scale=e.scale))[0, 0]
+    q, k = (jnp.asarray(a, jnp.float32)[None, :, None, :] for a in (Q, K))
+    return np.asarray(zoo.encodings.logits(config, q, k, params=params and {"shared": params}))[0, 0]
 
 
 def outputs(config, causal=False, params=None):

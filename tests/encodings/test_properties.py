@@ -56,12 +56,12 @@ def test_shift(row):
 
 @every
 def test_order_matters(row):
-    """Swapping two tokens is seen by another one, except without positions."""
+    """Swapping two tokens is seen by a later one, except without positions."""
     model = tiny_model(row.config)
     params = parameters(model)
     ids = jnp.array([[1, 2, 3, 4, 5, 6]])
     swapped = jnp.array([[1, 2, 4, 3, 5, 6]])
-    forward = jax.jit(lambda x: model.apply(params, x).hidden[:, 0])
+    forward = jax.jit(lambda x: model.apply(params, x).hidden[:, -1])
     difference = float(jnp.abs(forward(ids) - forward(swapped)).max())
     assert (difference < 1e-5) == (row.name == "none"), difference
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -110,13 +110,24 @@ class Site(NamedTuple):
     cache: Any = None
 
 
+class Core(Protocol):
+    """Attention that an encoding computes itself: the signature of `kernels.attention.attention`, arrays of this layer bound.
+
+    `logits` is its plain twin's scores `[B, N, T, S]` before softmax, with the signature of `kernels.attention.logits`.
+    """
+
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> jax.Array: ...
+
+    def logits(self, terms: tuple[Term, ...], q: jax.Array, k: jax.Array, **options: Any) -> jax.Array: ...
+
+
 class Encoded(NamedTuple):
     """What attention needs: q `[B,T,N,H]`, k and v `[B,S,K,H]`, the terms, and what replaces the defaults.
 
     Attributes:
       scale: of the product, None = 1/√H.
       cache: the encoding's cache after this call.
-      core: a replacement of `kernels.attention.attention` with the same signature, arrays of this layer bound.
+      core: what replaces `kernels.attention.attention`, None for nothing.
     """
 
     q: jax.Array
@@ -125,7 +136,7 @@ class Encoded(NamedTuple):
     terms: tuple[Term, ...] = ()
     scale: float | None = None
     cache: Any = None
-    core: Callable[..., jax.Array] | None = None
+    core: Core | None = None
 
 
 class EncodingLayer(nn.Module):

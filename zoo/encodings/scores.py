@@ -1,0 +1,98 @@
+"""What any encoding makes of given queries and keys: the scores before softmax, by the plain twin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kernels import attention
+from kernels.attention import AttentionMask, Positions
+from zoo.encodings.encoding import Dims, Encoded, Encoding, Place, Project, Site
+from zoo.encodings.registration import registry
+
+
+def logits(
+    encoding: Any,
+    q: jax.Array,
+    k: jax.Array,
+    positions: Any = None,
+    params: Mapping[str, Any] | None = None,
+    *,
+    x: jax.Array | None = None,
+    mask: AttentionMask | None = None,
+) -> jax.Array:
+    """Scores `[B, N, T, S]` of q `[B,T,N,H]` and k `[B,S,K,H]` under `encoding`, at least float32, −inf where `mask` hides the key.
+
+    q and k are those before the encoding; what an encoding adds to the embeddings (learned, sinusoidal) is in them already or
+    nowhere. Dense and slow: a definition to compare with, not to train with.
+
+    Args:
+      encoding: a name, a config mapping or a part.
+      positions: `[S]` or `[B, S]` integers or a `Positions`, of the keys; the queries are the last T of them. None = 0 … S − 1.
+      params: `{"shared": …, "layer": …}`, the parameters of the encoding's modules, as far as it has such; None = initial ones
+        (of `jax.random.key(0)`).
+      mask: None = no key is hidden, also from an encoding that is meant for causal masks.
+      x: `[B, S, D]`, the mixer's input, for encodings that look at it. Its projections are then the identity cut into heads,
+        and D must be N·H and K·H. None = zeros.
+
+    Raises:
+      ValueError: the encoding cannot serve these sizes, or `params` names a module that it does not have.
+    """
+    part: Encoding = registry.build(encoding)
+    place = _place(positions, q.shape[1], k.shape[1])
+    dims = Dims(
+        model_dim=q.shape[2] * q.shape[3] if x is None else x.shape[-1],
+        num_heads=q.shape[2],
+        num_kv_heads=k.shape[2],
+        head_dim=q.shape[3],
+        num_layers=1,
+        max_length=place.span + 1,
+    )
+    x = jnp.zeros((q.shape[0], k.shape[1], dims.model_dim), q.dtype) if x is None else x
+    modules = {"shared": part.shared(dims), "layer": part.layer(dims)}
+    unknown = sorted(set(params or {}) - {name for name, module in modules.items() if module is not None})
+    if unknown:
+        raise ValueError(f"encoding {part.name!r} has no parameters under {', '.join(unknown)}")
+
+    def call(name: str, *arguments: Any) -> Any:
+        module = modules[name]
+        if module is None:
+            return None
+        if params is None:
+            return module.init_with_output(jax.random.key(0), *arguments)[0]
+        return module.apply({"params": params.get(name, {})}, *arguments)
+
+    init_side = part.init_side(dims)
+    side = {} if init_side is None else {part.name: init_side.init_with_output(jax.random.key(0), x, place)[0]}
+    site = Site(x[:, k.shape[1] - q.shape[1] :], x, side, _identity(dims), place, mask or AttentionMask())
+    made = call("layer", call("shared", place), q, k, jnp.zeros_like(k), site) or Encoded(q, k, k)
+    scores = attention.logits if made.core is None else made.core.logits
+    return scores(made.terms, made.q, made.k, mask=mask, scale=made.scale, positions=place.attended)
+
+
+def _place(positions: Any, queries: int, keys: int) -> Place:
+    if positions is None:
+        positions = Positions.arange(keys)
+    if not isinstance(positions, Positions):
+        positions = Positions(jnp.atleast_2d(jnp.asarray(positions, jnp.int32)))
+    if queries == keys:
+        return Place(positions, span=_span(positions))
+    last = jax.tree.map(lambda leaf: leaf[:, keys - queries :], positions)
+    return Place(last, sources=positions, span=_span(positions))
+
+
+def _span(positions: Positions) -> int:
+    """The largest distance, from the values themselves where they are at hand."""
+    if positions.contiguous:
+        return max(1, positions.length - 1)
+    return max(1, int(positions.token.max() - positions.token.min()), int(positions.token.max()))
+
+
+def _identity(dims: Dims) -> Project:
+    def split(heads: int):
+        return lambda h: h.reshape(*h.shape[:-1], heads, dims.head_dim)
+
+    return Project(split(dims.num_heads), split(dims.num_kv_heads), split(dims.num_kv_heads))
