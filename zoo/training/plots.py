@@ -7,8 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from zoo.training.atomic import write_atomically
 from zoo.training.records import METRICS, read_records
 
@@ -58,6 +56,8 @@ def _moving_mean(values: list[float]) -> list[float]:
 
 def _draw(path: Path, panels: list[dict[str, tuple[list[int], list[float]]]], axis: str) -> Path:
     """One panel per group of curves; scores have panels of their own, for their scales differ."""
+    from matplotlib.figure import Figure  # a quarter of what train.py imports, and wanted only at its end
+
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     # A Figure of its own, not pyplot: no window system, no state shared between calls.

@@ -1,0 +1,87 @@
+"""Every benchmark runs at a small size and prints its table; what the figures are is nobody's business here."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+
+import pytest
+
+from benchmarks import attention_memory, startup
+from benchmarks import input as input_benchmark
+from benchmarks.report import table
+from tests.faults.corpus import WORDS, write_corpus
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    yield
+    logging.disable(logging.NOTSET)  # the benchmarks switch off what would stand between their tables
+
+
+def printed_tables(capsys):
+    """The tables as lists of lines, each a dict from column to cell."""
+    tables, columns = [], None
+    for line in capsys.readouterr().out.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else None
+        if cells is None:
+            columns = None
+        elif columns is None:
+            columns = cells
+            tables.append([])
+        elif set("".join(cells)) != {"-", ":"} and set("".join(cells)) != {"-"}:
+            tables[-1].append(dict(zip(columns, cells, strict=True)))
+    return tables
+
+
+def assert_numbers(rows, *names, may_lack=()):
+    for row in rows:
+        for name, cell in row.items():
+            if name in names or (name in may_lack and not cell):
+                continue
+            assert math.isfinite(float(cell.replace(",", ""))), (name, row)
+
+
+def test_a_table():
+    assert table(("name", "n"), [("a", 1234.5), ("bc", 0.12345), ("d", "")]).splitlines() == [
+        "| name |     n |",
+        "| ---- | ----: |",
+        "| a    | 1,234 |",
+        "| bc   | 0.123 |",
+        "| d    |       |",
+    ]
+
+
+def test_input(tmp_path, capsys):
+    rng = random.Random(0)
+    documents = ("".join(" ".join(rng.choices(WORDS, k=8)) + "\n" for _ in range(6)) for _ in range(30))
+    (tmp_path / "corpus.txt").write_text("\n".join(documents))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (tmp_path / "vocab.txt").write_text("".join(token + "\n" for token in [*special, *WORDS]))
+    files = [f"--corpus={tmp_path / 'corpus.txt'}", f"--vocabulary={tmp_path / 'vocab.txt'}"]
+    small = ["--config.model.model_dim=16", "--config.task.max_length=32", "--config.train.batch_size=8"]
+    input_benchmark.main([*files, *small, "--repeats=1", "--batches=2"])
+    rows, text = printed_tables(capsys)
+    assert [row["what"].rpartition(": ")[2] for row in rows[1:]] == ["masked_lm_with_sentences", "masked_lm"]
+    assert rows[0]["÷ the model"] == "1" and text[0]["÷ tokenizers alone"] == "1" and len(text) == 4
+    assert_numbers([*rows, *text], "what")
+
+
+def test_attention_memory(capsys):
+    attention_memory.main(["--length=256", "--heads=1", "--head-dim=8"])
+    (rows,) = printed_tables(capsys)
+    assert [row["term"] for row in rows[::2]] == ["none", "t5 (Toeplitz)", "nezha (Relative)"]
+    assert_numbers(rows, "term", "pass")
+    reference = [row for name, row in rows[0].items() if name.startswith("reference, T")]
+    assert [float(growth) for growth in reference] == pytest.approx([4.0], rel=0.05), "[N, T, T] in fp32"
+
+
+def test_startup(tmp_path, capsys):
+    corpus = write_corpus(tmp_path / "corpus")
+    endless = ["--config.train.steps=1000000", "--config.train.evaluate_every=0", "--config.train.checkpoint_every=0"]
+    startup.main([f"--config=tests/faults/tiny.py:masked_lm,folder={corpus}", *endless, "--repeats=1"])
+    for rows in printed_tables(capsys):
+        assert [row["start"] for row in rows] == list(startup.KINDS)
+        assert rows[0]["÷ empty cache"] == "1"
+        assert_numbers(rows, "start", may_lack=startup.STAGES)
