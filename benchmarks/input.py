@@ -118,7 +118,7 @@ def _pipeline(parts: Parts, workdir: Path) -> Pipeline:
 
 def _seconds_of(pipeline: Pipeline, batches: int) -> float:
     """Processor time of all threads in which the trainer's iterator brings so many batches, its start not counted."""
-    with contextlib.closing(pipeline.iterate()) as iterator:
+    with contextlib.closing(pipeline.iterate(0)) as iterator:
         next(iterator)
         time.sleep(RUN_AHEAD)
         begin = time.process_time()
