@@ -239,6 +239,7 @@ def build_trainer(parts: Parts, workdir: Path) -> Trainer:
             seed=config.seed,
             accumulation=stage.accumulation,
             nonfinite=settings.nonfinite,
+            scaling=settings.scaling(config.model.dtype),
         )
         stages.append(StageTrainer(own, stage.last_step, pipeline, train_step))
     evaluation = build_evaluation(parts, shapes.params)
@@ -323,7 +324,8 @@ def fresh_state(parts: Parts, pipeline: Pipeline, optimizer: optax.GradientTrans
     batch = pipeline.batch(pipeline.first_step)
     one = {name: jnp.zeros((1, *rows.shape[1:]), rows.dtype) for name, rows in batch.items()}
     variables = parts.module.init({"params": key_for(parts.config.seed, "parameters")}, one, train=False)
-    return initial_state(variables["params"], optimizer)
+    scaling = settings_and_mesh(parts.config)[0].scaling(parts.config.model.dtype)
+    return initial_state(variables["params"], optimizer, scaling)
 
 
 def start(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, int]:

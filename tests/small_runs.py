@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import train
 from configs.base import base
 from zoo.config import plain
 from zoo.training.sharding import make_mesh
+from zoo.training.signals import StopRequested
 
 NOUNS, VERBS = ("cat", "dog", "bird", "fish"), ("sees", "hears", "likes", "finds")
 
@@ -65,3 +67,17 @@ def config(folder: Path, task: str = "masked_lm", text: str = "text.txt", **chan
 
 def use_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(train, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:count]))
+
+
+class StopAfter(StopRequested):
+    """A SIGTERM that comes in the given turn of the loop, which asks once a turn."""
+
+    def __init__(self, turns: int):
+        super().__init__()
+        self.turns = turns
+
+    def __bool__(self) -> bool:
+        self.turns -= 1
+        if self.turns == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return super().__bool__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ from ml_collections import ConfigDict
 
 import eval as scoring
 import train
-from tests.small_runs import config, use_devices, write_texts
+from tests.small_runs import StopAfter, config, use_devices, write_texts
 from zoo.config import load_saved
 from zoo.errors import UserError
 from zoo.run import assemble
 from zoo.training.records import read_records
-from zoo.training.signals import StopRequested
 
 SHORT = dict(max_length=8, max_predictions=3)
 
@@ -42,20 +40,6 @@ def unbroken(folder, tmp_path_factory) -> Path:
         use_devices(patch, 1)
         train.train(staged(folder), workdir)
     return workdir
-
-
-class StopAfter(StopRequested):
-    """A SIGTERM that comes in the given turn of the loop, which asks once a turn."""
-
-    def __init__(self, turns: int):
-        super().__init__()
-        self.turns = turns
-
-    def __bool__(self) -> bool:
-        self.turns -= 1
-        if self.turns == 0:
-            signal.raise_signal(signal.SIGTERM)
-        return super().__bool__()
 
 
 def test_stopped_in_both_stages_and_between_them_it_writes_the_bytes_of_an_unbroken_run(

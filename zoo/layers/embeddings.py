@@ -28,9 +28,11 @@ class Embeddings(nn.Module):
 
     def setup(self):
         initial = nn.initializers.truncated_normal(self.style.stddev)
-        self.token = nn.Embed(self.vocab_size, self.width, embedding_init=initial, dtype=self.style.dtype)
+        # Rows are taken in float32 and made narrow then, so that the gradient of a row, a sum over all its tokens, is
+        # added up in float32: in bfloat16 a sum of equal numbers ends growing after 256 of them.
+        self.token = nn.Embed(self.vocab_size, self.width, embedding_init=initial, dtype=jnp.float32)
         if self.num_types:
-            self.token_type = nn.Embed(self.num_types, self.width, embedding_init=initial, dtype=self.style.dtype)
+            self.token_type = nn.Embed(self.num_types, self.width, embedding_init=initial, dtype=jnp.float32)
         if self.output_norm is not None:
             self.norm = self.output_norm.module(self.style.dtype)
         if self.width != self.model_dim:
@@ -44,9 +46,10 @@ class Embeddings(nn.Module):
         position: Callable[[jax.Array], jax.Array],
         train: bool,
     ) -> jax.Array:
-        x = self.token(input_ids)
+        x = self.token(input_ids).astype(self.style.dtype)
         if self.num_types:
-            x = x + self.token_type(jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids)
+            types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+            x = x + self.token_type(types).astype(self.style.dtype)
         elif token_type_ids is not None:
             raise ValueError("the model has no token types (model.token_types = 0), but token_type_ids were given")
         x = position(x)

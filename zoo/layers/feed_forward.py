@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from zoo.encodings import Dims
 from zoo.mixers import Style
@@ -77,6 +78,20 @@ def _gelu(approximate: bool) -> Callable[[jax.Array], jax.Array]:
     return _tanh_gelu if approximate else _exact_gelu
 
 
+def _in_float32(activation: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """activation(x), computed in float32 where x is narrower; the backward pass keeps the narrow x alone.
+
+    The cube in the tanh form of GELU leaves float16 at |x| = 41, the square in its derivative at 256: then 0 · ∞ is NaN.
+    """
+    if x.dtype == jnp.float32:
+        return activation(x)
+
+    def narrow(x: jax.Array) -> jax.Array:
+        return activation(x.astype(jnp.float32)).astype(x.dtype)
+
+    return jax.checkpoint(narrow, prevent_cse=False)(x)
+
+
 class FeedForwardModule(nn.Module):
     width: int
     model_dim: int
@@ -88,7 +103,7 @@ class FeedForwardModule(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         up = self.style.dense(self.width, name="up")(x)
         if self.gated:
-            hidden = self.activation(self.style.dense(self.width, name="gate")(x)) * up
+            hidden = _in_float32(self.activation, self.style.dense(self.width, name="gate")(x)) * up
         else:
-            hidden = self.activation(up)
+            hidden = _in_float32(self.activation, up)
         return self.style.dense(self.model_dim, name="down")(hidden)

@@ -22,7 +22,7 @@ from zoo.models.stage import Stage
 from zoo.models.transformer import Transformer
 from zoo.registry import coerce, make
 
-_DTYPES = {None: jnp.float32, "float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_DTYPES = {None: jnp.float32, "float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 _BLOCK_PARTS = ("mixer", "encoding", "feed_forward", "norm", "arrangement")
 
 
@@ -33,6 +33,7 @@ class ModelConfig:
     Attributes:
       vocab_size: None = that of the tokenizer, which the trainer fills in.
       dtype: of activations and matrix products. None = float32; the trainer fills in bfloat16 where it finds a TPU or GPU.
+        float16 is trained with a dynamic loss scale.
       num_kv_heads: None = num_heads.
       head_dim: None = model_dim / num_heads.
       embedding_dim: None = model_dim.
@@ -58,7 +59,7 @@ class ModelConfig:
     attention_dropout: float = 0.1
     stddev: float = 0.02
     arrangement: str = "post_norm"
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     remat: str = "none"
     stages: tuple[Any, ...] = ()
 

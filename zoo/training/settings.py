@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from zoo.training.loss_scale import LossScale
 from zoo.training.stages import Stage, lay_out
 
 
@@ -24,6 +25,8 @@ class RunSettings:
       checkpoint_every: steps between checkpoints; 0 saves at the end only.
       keep: checkpoints to keep.
       nonfinite: what a non-finite loss does: "stop" the run, or "skip" the step.
+      loss_scale, loss_scale_interval: of float16 alone: the loss scale at the start, a power of two, and the updates in a
+        row after which it doubles.
       tensorboard: whether to write TensorBoard's event files.
     """
 
@@ -38,6 +41,8 @@ class RunSettings:
     checkpoint_every: int = 1000
     keep: int = 2
     nonfinite: Literal["stop", "skip"] = "stop"
+    loss_scale: float = 2.0**16
+    loss_scale_interval: int = 2000
     tensorboard: bool = True
 
     def __post_init__(self):
@@ -55,8 +60,13 @@ class RunSettings:
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulation={self.accumulation}")
 
+        self.scaling("float16")
         if self.stages:
             self.plan(num_examples=1)
+
+    def scaling(self, dtype: str) -> LossScale | None:
+        """How the loss is scaled where activations are of `dtype`: only float16 is too narrow for small gradients."""
+        return LossScale(self.loss_scale, self.loss_scale_interval) if dtype == "float16" else None
 
     def plan(self, num_examples: int) -> tuple[Stage, ...]:
         """The stages of the run. Without `stages` it is one, of `steps`, or as many as `epochs` passes over the examples need."""

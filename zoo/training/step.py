@@ -16,7 +16,9 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from zoo.errors import UserError, near
+from zoo.training import loss_scale
 from zoo.training.keys import key_for
+from zoo.training.loss_scale import LossScale
 from zoo.training.sharding import BATCH_AXES, batch_sharding, replicated
 
 Batch = dict[str, jax.Array]
@@ -31,8 +33,9 @@ NonFinite = Literal["stop", "skip"]
 class TrainState:
     """All that an update reads and writes. `step` counts batches, which is also the data position.
 
-    `extra["skipped"]` counts batches skipped for a non-finite loss, gradient or update; `extra["halted"]` is true after such a batch
-    under the policy "stop": until the caller notices, further calls change nothing.
+    `extra["skipped"]` counts batches that made no update, since their loss, gradient or update was not finite; `extra["halted"]` is true
+    after such a batch under the policy "stop": until the caller notices, further calls change nothing. With loss scaling
+    `extra` has what `loss_scale.fresh` says as well.
     """
 
     step: jax.Array
@@ -41,9 +44,9 @@ class TrainState:
     extra: dict[str, jax.Array]
 
 
-def initial_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def initial_state(params: Any, optimizer: optax.GradientTransformation, scaling: LossScale | None = None) -> TrainState:
     """The state before the first update. Pure, so that it can be evaluated for its shapes and compiled into shards."""
-    extra = {"skipped": jnp.zeros((), jnp.int32), "halted": jnp.zeros((), jnp.bool_)}
+    extra = {"skipped": jnp.zeros((), jnp.int32), "halted": jnp.zeros((), jnp.bool_), **loss_scale.fresh(scaling)}
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), extra)
 
 
@@ -57,6 +60,7 @@ def make_train_step(
     seed: int = 0,
     accumulation: int = 1,
     nonfinite: NonFinite = "stop",
+    scaling: LossScale | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
     """The compiled update (state, batch) → (new state, metrics). The state given is donated: it must not be used again.
 
@@ -64,10 +68,12 @@ def make_train_step(
     (sum, weight), scalars; weights may depend on the batch only. A loss
     without a coefficient has 1. Batch leaves are [B, ...]; micro-batch a of `accumulation`
     holds the rows a, a + accumulation, … (so each device cuts up the rows it has).
-    The dropout key is a function of (seed, step, micro-batch).
+    The dropout key is a function of (seed, step, micro-batch). With `scaling` the backward pass starts from the loss times
+    `extra["loss_scale"]`, and an overflow of the gradient leaves the update out under either policy.
 
     Metrics, fp32 scalars on the device: `loss`, `loss/<name>` (means), `grad_norm` (before clipping), `update_norm`,
-    `param_norm` (before the update), `learning_rate`, and the boolean `finite`. Where it is false the parameters and the
+    `param_norm` (before the update), `learning_rate`, with scaling `loss_scale` (this step's) and `overflows` (before it), and the
+    boolean `finite`, which an overflow leaves true. Where it is false the parameters and the
     optimizer's state are untouched; under "skip" the step and `extra["skipped"]` are counted, under "stop" nothing changes but
     `extra["halted"]`.
 
@@ -91,17 +97,20 @@ def make_train_step(
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
         batch = _spread_over_sequence(batch, mesh)
         key = key_for(seed, "dropout", state.step)
+        scale = loss_scale.scale_of(state.extra)
         if accumulation == 1:
-            sums, weights, grads = _gradient(losses_of, coefficients, state.params, batch, key)
+            sums, weights, grads = _gradient(losses_of, coefficients, scale, state.params, batch, key)
         else:
             micro = _split(batch, accumulation, mesh), jax.random.split(key, accumulation)
-            sums, weights, grads = _accumulated_gradient(losses_of, coefficients, state.params, *micro)
+            sums, weights, grads = _accumulated_gradient(losses_of, coefficients, scale, state.params, *micro)
+        grads = jax.tree.map(lambda grad: grad / scale, grads)
         loss, means = _total_loss(coefficients, sums, weights)
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         update_norm = optax.tree.norm(updates)
         # A finite gradient can still make an update that is not, by a learning rate that is far too high.
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm) & ~state.extra["halted"]
+        overflow = loss_scale.is_overflow(state.extra, loss, grad_norm) & ~state.extra["halted"]
         metrics = {
             "loss": loss,
             **{f"loss/{name}": mean for name, mean in means.items()},
@@ -109,11 +118,13 @@ def make_train_step(
             "update_norm": update_norm,
             "param_norm": optax.tree.norm(state.params),
             "learning_rate": jnp.float32(schedule(state.step - state.extra["skipped"])),
-            "finite": finite,
+            **loss_scale.metrics(state.extra),
+            "finite": finite | overflow,
         }
         params = optax.apply_updates(state.params, updates)
-        new = _keep_if(finite, state, TrainState(state.step + 1, params, opt_state, state.extra), nonfinite)
-        return new, metrics
+        extra = loss_scale.moved(state.extra, finite, overflow, scaling)
+        new = TrainState(state.step + 1, params, opt_state, extra)
+        return _keep_if(finite, overflow, state, new, nonfinite), metrics
 
     return jax.jit(
         update,
@@ -144,20 +155,30 @@ def _total_loss(coefficients: Mapping[str, float], sums: Scalars, weights: Scala
 
 
 def _gradient(
-    losses_of: LossesOf, coefficients: Mapping[str, float], params: Any, batch: Batch, key: jax.Array
+    losses_of: LossesOf,
+    coefficients: Mapping[str, float],
+    scale: jax.Array | float,
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
 ) -> Gradient:
-    """The losses' sums and weights, and the gradient of the total loss, in one go."""
+    """The losses' sums and weights, and the gradient of the total loss times `scale`, in one go."""
 
     def total(params: Any) -> tuple[jax.Array, tuple[Scalars, Scalars]]:
         sums, weights = losses_of(params, batch, key)
-        return _total_loss(coefficients, sums, jax.lax.stop_gradient(weights))[0], (sums, weights)
+        return scale * _total_loss(coefficients, sums, jax.lax.stop_gradient(weights))[0], (sums, weights)
 
     grads, (sums, weights) = jax.grad(total, has_aux=True)(params)
     return sums, weights, grads
 
 
 def _accumulated_gradient(
-    losses_of: LossesOf, coefficients: Mapping[str, float], params: Any, batches: Batch, keys: jax.Array
+    losses_of: LossesOf,
+    coefficients: Mapping[str, float],
+    scale: jax.Array | float,
+    params: Any,
+    batches: Batch,
+    keys: jax.Array,
 ) -> Gradient:
     """The same for micro-batches [A, B/A, ...]: exactly the gradient of the loss of all rows together."""
 
@@ -171,7 +192,7 @@ def _accumulated_gradient(
 
     def total(params: Any, micro: tuple[Batch, jax.Array]) -> tuple[jax.Array, Scalars]:
         sums, _ = losses_of(params, *micro)
-        return _total_loss(coefficients, sums, weights)[0], sums
+        return scale * _total_loss(coefficients, sums, weights)[0], sums
 
     def add(grads: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, Scalars]:
         more, sums = jax.grad(total, has_aux=True)(params, micro)
@@ -214,10 +235,12 @@ def _spread_over_sequence(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
     }
 
 
-def _keep_if(finite: jax.Array, old: TrainState, new: TrainState, nonfinite: NonFinite) -> TrainState:
-    """`new` where the step was finite; otherwise what the policy says."""
-    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-    if nonfinite == "stop":
-        return kept.replace(extra={**old.extra, "halted": ~finite})
-    skipped = old.extra["skipped"] + jnp.where(finite, 0, 1)
-    return kept.replace(step=old.step + 1, extra={**old.extra, "skipped": skipped})
+def _keep_if(
+    finite: jax.Array, overflow: jax.Array, old: TrainState, new: TrainState, nonfinite: NonFinite
+) -> TrainState:
+    """`new` where the step was finite; where it overflowed, `old` at the next batch; else what the policy says."""
+    passed = finite | overflow | (nonfinite == "skip")
+    kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), (new.params, new.opt_state), (old.params, old.opt_state))
+    skipped = old.extra["skipped"] + jnp.where(passed & ~finite, 1, 0)
+    step = jnp.where(passed, new.step, old.step)
+    return TrainState(step, *kept, {**new.extra, "skipped": skipped, "halted": ~passed})
