@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import train
 from configs.base import base
 from zoo.config import plain
 from zoo.training.sharding import make_mesh
-from zoo.training.signals import StopRequested
 
 NOUNS, VERBS = ("cat", "dog", "bird", "fish"), ("sees", "hears", "likes", "finds")
 
@@ -69,15 +69,14 @@ def use_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(train, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:count]))
 
 
-class StopAfter(StopRequested):
-    """A SIGTERM that comes in the given turn of the loop, which asks once a turn."""
+def stop_in_turn(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A SIGTERM that comes while the loop takes its `number`-th batch, counted from 1."""
+    original = train.Trainer.batches
 
-    def __init__(self, turns: int):
-        super().__init__()
-        self.turns = turns
+    def batches(self: train.Trainer, step: int) -> Iterator[Any]:
+        for turn, item in enumerate(original(self, step), start=1):
+            if turn == number:
+                signal.raise_signal(signal.SIGTERM)
+            yield item
 
-    def __bool__(self) -> bool:
-        self.turns -= 1
-        if self.turns == 0:
-            signal.raise_signal(signal.SIGTERM)
-        return super().__bool__()
+    monkeypatch.setattr(train.Trainer, "batches", batches)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 
 import eval as scoring
 import train
-from tests.small_runs import StopAfter, config, use_devices, write_texts
+from tests.small_runs import config, stop_in_turn, use_devices, write_texts
 from zoo.config import load_saved
 from zoo.errors import UserError
 from zoo.run import assemble
@@ -48,11 +47,9 @@ def test_stopped_in_both_stages_and_between_them_it_writes_the_bytes_of_an_unbro
     use_devices(monkeypatch, 1)
     workdir = tmp_path / "run"
     for turns, step in ((2, 2), (1, 3), (1, 4)):
-        monkeypatch.setattr(train, "StopRequested", functools.partial(StopAfter, turns))
-        with pytest.raises(train.Stopped, match=f"at step {step} of 5"):
+        with monkeypatch.context() as patch, pytest.raises(train.Stopped, match=f"SIGTERM at step {step} of 5"):
+            stop_in_turn(patch, turns)
             train.train(staged(folder), workdir)
-    monkeypatch.undo()
-    use_devices(monkeypatch, 1)
     train.train(staged(folder), workdir)
     assert (workdir / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
     lines = read_records(workdir / "metrics.jsonl")
