@@ -47,9 +47,11 @@ from zoo.run import (
     without_processes,
 )
 from zoo.training.checkpoints import Checkpoints
+from zoo.training.flops import FORWARD_AND_BACKWARD, forward_flops, peak_flops
 from zoo.training.host_memory import keep_freed_memory
 from zoo.training.keys import key_for
 from zoo.training.optimizer import registry as optimizers
+from zoo.training.pace import Pace
 from zoo.training.plots import plot_curves
 from zoo.training.processes import Processes, joined
 from zoo.training.progress import Progress
@@ -104,6 +106,7 @@ class StageTrainer(NamedTuple):
     last_step: int
     pipeline: Pipeline
     train_step: Any
+    flops_per_step: float
 
     @property
     def tokens_per_step(self) -> int:
@@ -172,6 +175,7 @@ def train(config: ConfigDict, workdir: Path, processes: Processes | None = None)
       NotFinite, Stopped: see there; the same command goes on from the newest checkpoint.
       WriteFailed: a checkpoint, a record or another file could not be written; the same command goes on likewise.
     """
+    began = time.monotonic()
     processes = Processes() if processes is None else processes
     if jax.default_backend() == "cpu":
         keep_freed_memory()
@@ -194,7 +198,8 @@ def train(config: ConfigDict, workdir: Path, processes: Processes | None = None)
         console = Console(stderr=True, quiet=not processes.primary)
         try:
             with Progress(trainer.total_steps, start=step, title=workdir.name, console=console) as progress:
-                loop(trainer, state, step, checkpoints, records, progress)
+                pace = Pace(began=began, peak=peak_of(trainer.mesh))
+                loop(trainer, state, step, checkpoints, records, progress, pace)
         finally:
             records.close()
     finally:
@@ -241,7 +246,8 @@ def build_trainer(parts: Parts, workdir: Path) -> Trainer:
             nonfinite=settings.nonfinite,
             scaling=settings.scaling(config.model.dtype),
         )
-        stages.append(StageTrainer(own, stage.last_step, pipeline, train_step))
+        flops = step_flops(own, pipeline, shapes) if peak_of(mesh) else 0.0  # traces the model, which takes a second
+        stages.append(StageTrainer(own, stage.last_step, pipeline, train_step, flops))
     evaluation = build_evaluation(parts, shapes.params)
     return Trainer(parts, settings, mesh, tuple(stages), shapes, shardings, transformation, evaluation, dev)
 
@@ -284,6 +290,20 @@ def state_shapes(data: Sequence[tuple[Stage, Parts, Pipeline]], optimizer: optax
                 f"train.stages[{number}].task makes other parameters than the first stage has; a run has one model"
             )
     return shapes[0]
+
+
+def step_flops(parts: Parts, pipeline: Pipeline, shapes: TrainState) -> float:
+    """Model FLOPs of one update: the matrix products of the forward pass, thrice, without what is computed again."""
+    rows = pipeline.batch(pipeline.first_step).items()
+    batch = {name: jax.ShapeDtypeStruct((pipeline.batch_size, *leaf.shape[1:]), leaf.dtype) for name, leaf in rows}
+    losses = functools.partial(parts.module.apply, train=False)
+    return FORWARD_AND_BACKWARD * forward_flops(losses, {"params": shapes.params}, batch)
+
+
+def peak_of(mesh: Mesh) -> float | None:
+    """What the devices of the mesh could do together, FLOP/s; None where it is not known."""
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    return None if peak is None else peak * mesh.size
 
 
 def settings_and_mesh(config: ConfigDict) -> tuple[RunSettings, Mesh]:
@@ -352,7 +372,13 @@ def initial(trainer: Trainer) -> TrainState:
 
 
 def loop(
-    trainer: Trainer, state: TrainState, step: int, checkpoints: Checkpoints, records: Records, progress: Progress
+    trainer: Trainer,
+    state: TrainState,
+    step: int,
+    checkpoints: Checkpoints,
+    records: Records,
+    progress: Progress,
+    pace: Pace,
 ) -> None:
     """Updates until the last step; writes records, evaluations and checkpoints on the way.
 
@@ -361,7 +387,6 @@ def loop(
     settings, total = trainer.settings, trainer.total_steps
     extra = trainer.parts.fingerprints()
     watched: list[tuple[int, jax.Array]] = []
-    tokens, since = 0, time.monotonic()
     with StopRequested() as stop, contextlib.closing(trainer.batches(step)) as batches:
         stopping, why = False, ""
         while step < total and not stopping:
@@ -369,7 +394,7 @@ def loop(
             state, metrics = stage.train_step(state, put_batch(batch, trainer.mesh))
             step += 1
             checkpoints.check()
-            tokens += stage.tokens_per_step
+            pace.step(stage.tokens_per_step, stage.flops_per_step)
             watched.append((step, metrics["finite"]))
             watched[max(0, len(watched) - STEPS_AHEAD)][1].block_until_ready()
             # Read once: a signal that comes later in this turn must not end the loop before it is saved.
@@ -383,17 +408,16 @@ def loop(
             if logging_now:
                 values = jax.device_get(metrics)
                 records.metrics(step, {name: value for name, value in values.items() if name != "finite"})
-                progress.update(step, loss=float(values["loss"]), tokens=tokens)
-                now = time.monotonic()
-                records.timing(step, {"seconds": now - since, "tokens_per_second": tokens / (now - since)})
-                tokens, since = 0, now
+                progress.update(step, loss=float(values["loss"]), tokens=pace.tokens)
+                records.timing(step, pace.line())
             if due(step, settings.evaluate_every, total) and trainer.dev is not None:
-                scores = evaluate(trainer.evaluation, state.params, trainer.dev)
+                with pace.elsewhere():
+                    scores = evaluate(trainer.evaluation, state.params, trainer.dev)
                 records.metrics(step, {f"dev/{name}": value for name, value in scores.items()})
-                since = time.monotonic()
             if saving_now:
-                records.sync()
-                checkpoints.save(step, state, extra)
+                with pace.elsewhere():
+                    records.sync()
+                    checkpoints.save(step, state, extra)
         checkpoints.wait()
     if step < total:
         raise Stopped(f"{why} at step {step} of {total}, which is saved; the same command resumes")

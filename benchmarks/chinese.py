@@ -85,6 +85,18 @@ TASKS = {
         LENGTH,
         800,
     ),
+    "ner_1000": FineTuning(
+        "ner",
+        "f1",
+        "the same, from 1,000 sentences",
+        {
+            "train": ("peoples_daily_ner/example.train.first1000.xz",),
+            "dev": ("peoples_daily_ner/example.dev.xz",),
+            "test": ("peoples_daily_ner/example.test.xz",),
+        },
+        LENGTH,
+        250,
+    ),
     "chnsenti": FineTuning(
         "chnsenti",
         "accuracy",
@@ -174,7 +186,7 @@ def run(cell: Cell, data: Path, workdir: Path) -> dict[str, Any]:
         # Of training alone, as timing.jsonl has it; `seconds` is all, with start-up, preparation and scoring.
         "training_seconds": round(trained_seconds(folder), 1),
         "seconds": round(time.monotonic() - begin, 1),
-        "command": ["train.py", *(argument.replace(f"{data}/", "data/") for argument in arguments)],
+        "command": ["train.py", *(named_alike(argument, data, workdir) for argument in arguments)],
         "date": datetime.date.today().isoformat(),
         "versions": {name: version(name) for name in ("jax", "flax")} | {"python": platform.python_version()},
         "hardware": f"{os.cpu_count()} CPU cores",
@@ -209,6 +221,11 @@ def overrides(cell: Cell, data: Path, workdir: Path) -> list[str]:
             values["init_from"] = workdir / Cell(cell.encoding, PRETRAIN, "scratch", 0).name
         config = task.config
     return [f"--config=configs/nezha.py:{config},size=tiny", *(f"--config.{n}={v}" for n, v in values.items())]
+
+
+def named_alike(argument: str, data: Path, workdir: Path) -> str:
+    """The argument as on a machine where both folders have the names of the docstring."""
+    return argument.replace(f"{data}/", "data/").replace(f"{workdir}/", "runs/chinese/")
 
 
 def scored_split(cell: Cell) -> str:
@@ -290,16 +307,18 @@ def with_tables(page: str, rows: list[dict[str, Any]]) -> str:
 
 
 def task_table(rows: list[dict[str, Any]]) -> str:
+    """NEZHA's scores by task, over the seeds that were run from both starts."""
     lines = ["| task | seeds | pretrained | from scratch | gain | seconds a run |", "|---|---|---|---|---|---|"]
     for name, task in TASKS.items():
         found = {start: of(rows, encoding="nezha", task=name, start=start) for start in STARTS}
-        scores = {start: [100 * row["scores"][task.metric] for row in found[start]] for start in STARTS}
-        gain = f"{mean(scores['pretrained']) - mean(scores['scratch']):+.1f}" if all(scores.values()) else ""
-        both = [row for start in STARTS for row in found[start]]
-        seeds = min(len(found[start]) for start in STARTS)
+        seeds = set.intersection(*({row["cell"]["seed"] for row in found[start]} for start in STARTS))
+        both = {start: [row for row in found[start] if row["cell"]["seed"] in seeds] for start in STARTS}
+        scores = {start: [100 * row["scores"][task.metric] for row in both[start]] for start in STARTS}
+        gain = f"{mean(scores['pretrained']) - mean(scores['scratch']):+.1f}" if seeds else ""
+        times = [row["training_seconds"] for start in STARTS for row in both[start]]
         lines.append(
-            f"| {task.title} | {seeds} | {spread(scores['pretrained'])} | {spread(scores['scratch'])} | {gain} "
-            f"| {spread([row['training_seconds'] for row in both], '.0f')} |"
+            f"| {task.title} | {len(seeds)} | {spread(scores['pretrained'])} | {spread(scores['scratch'])} | {gain} "
+            f"| {spread(times, '.0f')} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -46,10 +46,10 @@ def test_no_cell_is_run_twice_and_none_is_foreign(chinese):
 
 
 def test_a_table_shows_the_mean_the_range_and_what_was_not_run(chinese):
-    rows = [row("nezha", "ner", "pretrained", s, f1=f) for s, f in enumerate((0.5, 0.6, 0.7))]
-    rows += [row("nezha", "ner", "scratch", 0, f1=0.4)]
+    rows = [row("nezha", "ner", "pretrained", s, f1=f) for s, f in enumerate((0.5, 0.7, 0.9))]
+    rows += [row("nezha", "ner", "scratch", s, f1=f) for s, f in enumerate((0.4, 0.6))]
     line = chinese.task_table(rows).splitlines()[2]
-    assert "| 60.0 [50.0, 70.0] | 40.0 | +20.0 |" in line
+    assert "| 2 | 60.0 [50.0, 70.0] | 50.0 [40.0, 60.0] | +10.0 |" in line, "the third seed has no scratch run yet"
     assert "not run" in chinese.task_table(rows).splitlines()[3]
 
 

@@ -19,6 +19,7 @@ from tests.small_runs import config, use_devices, write_texts
 from zoo.errors import UserError
 from zoo.models.parameters import has_layer_axis
 from zoo.run import assemble
+from zoo.training import flops
 from zoo.training.records import read_records
 from zoo.training.sharding import put_batch
 from zoo.training.step import initial_state
@@ -191,3 +192,20 @@ def test_a_resumed_run_sees_the_batches_it_would_have_seen(folder, tmp_path):
         chex.assert_trees_all_equal(one, two)
         np.testing.assert_array_equal(two["example_index"], pipeline.locate(step)[1])
     assert not np.array_equal(unbroken[3]["input_ids"], unbroken[4]["input_ids"])
+
+
+def test_timing_holds_utilisation_and_goodput(folder, tmp_path, monkeypatch):
+    """The CPU is said to have a peak far above this model's need: a utilisation that is small but there."""
+    monkeypatch.setitem(flops.PEAKS, "cpu", 1e15)
+    use_devices(monkeypatch, 1)
+    made = config(folder, train__steps=4)
+    train.train(made, tmp_path)
+    lines = read_records(tmp_path / "timing.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(0 < line["mfu"] < 1 and 0 < line["goodput"] < 1 for line in lines)
+
+    def flops_of(made):
+        (stage,) = train.build_trainer(assemble(made, tmp_path), tmp_path).stages
+        return stage.flops_per_step
+
+    assert flops_of(config(folder, train__batch_size=16)) == 2 * flops_of(made) > 0
