@@ -19,6 +19,7 @@ from zoo.data.pipeline import Pipeline
 from zoo.run import assemble
 from zoo.training.records import METRICS, read_records
 from zoo.training.sharding import put_batch
+from zoo.training.step import initial_state
 
 WITHOUT_DROPOUT = {"model__dropout": 0.0, "model__attention_dropout": 0.0}
 ENCODINGS = {
@@ -76,7 +77,9 @@ class Curve(NamedTuple):
 
 def curve(made: ConfigDict, workdir: Path) -> Curve:
     trainer = train.build_trainer(assemble(made, workdir), workdir)
-    state, said = train.initial(trainer), []
+    scaling = trainer.settings.scaling(trainer.parts.config.model.dtype)
+    state = initial_state(drawn(trainer.shapes.params), trainer.optimizer, scaling)
+    state, said = jax.device_put(state, trainer.shardings), []
     for stage, batch in trainer.batches(0):
         state, metrics = stage.train_step(state, put_batch(batch, trainer.mesh))
         said.append((metrics["loss"], metrics.get("overflows", 0)))

@@ -43,8 +43,9 @@ def fresh(scaling: LossScale | None) -> Extra:
     """
     if scaling is None:
         return {}
-    zero = jnp.zeros((), jnp.int32)
-    return {"loss_scale": jnp.float32(scaling.initial), "clean_steps": zero, "overflows": zero}
+    # Arrays of their own: the training step is given its state for good, each buffer once.
+    counters = {name: jnp.zeros((), jnp.int32) for name in ("clean_steps", "overflows")}
+    return {"loss_scale": jnp.float32(scaling.initial), **counters}
 
 
 def scale_of(extra: Extra) -> jax.Array | float:
