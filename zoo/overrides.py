@@ -180,12 +180,13 @@ def parse_as(text: str, hint: Any, where: str) -> Any:
       UserError: the text is none of what the type allows.
     """
     readings = [_unquoted(text)] if hint is str else [literal(text), text, *_sequence(text)]
+    refusals = []
     for reading in readings:
         try:
             return coerce(reading, hint, where)
         except UserError as error:
-            refusal = error if reading is readings[0] else refusal
-    raise refusal
+            refusals.append(error)
+    raise refusals[0]
 
 
 def _parse_like(text: str, kind: type, present: Any, where: str) -> Any:
