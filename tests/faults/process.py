@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -24,8 +26,8 @@ DEADLINE = 240.0  # seconds that anything here may take on a busy machine before
 class Launcher:
     """Starts `train.py` on one corpus; all processes share compiled programs through a cache on disk."""
 
-    def __init__(self, corpus: Path, cache: Path):
-        self.corpus, self.cache = corpus, cache
+    def __init__(self, corpus: Path, cache: Path, *, flags: str = ""):
+        self.corpus, self.cache, self.flags = corpus, cache, flags
 
     def argv(self, workdir: Path, *more: str, task: str = "masked_lm", config: str = "tiny.py") -> list[str]:
         """The arguments of `train.py` for a tiny run."""
@@ -36,7 +38,7 @@ class Launcher:
         """A process that has just been started, by the command `prefix` where there is one; `finish` reads what it prints."""
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {self.flags}",
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -47,6 +49,31 @@ class Launcher:
     def run(self, argv: list[str], *, devices: int = 1, prefix: Sequence[str] = ()) -> tuple[int, str]:
         """(exit code, what was printed) of a process that ends by itself."""
         return finish(self.start(argv, devices=devices, prefix=prefix))
+
+
+@contextlib.contextmanager
+def together(
+    launcher: Launcher, *argvs: list[str], count: int, devices: int, only: Sequence[int] | None = None
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """The `count` processes of one run, `devices` each (those of index `only`), killed at the end whatever happens.
+
+    `argvs`: that of each process, or one for all.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    argvs = argvs if len(argvs) == count else argvs * count
+    started: list[subprocess.Popen[str]] = []
+    try:
+        for index in range(count) if only is None else only:
+            place = {"count": count, "index": index, "coordinator": f"127.0.0.1:{port}"}
+            more = [f"--config.processes.{name}={value}" for name, value in place.items()]
+            started.append(launcher.start([*argvs[index], *more], devices=devices))
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -106,6 +133,12 @@ def assert_same_run(workdir: Path, other: Path) -> None:
 def flat_state(workdir: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint by its name."""
     return flatten_dict(restore_numpy(workdir / CHECKPOINTS).state, sep="/")
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    """The training loss at every recorded step."""
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -11,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.faults.process import assert_same_run, finish, partial_checkpoints, reached, wait_until
+from tests.faults.process import assert_same_run, finish, losses, partial_checkpoints, reached, wait_until
 from tests.faults.tiny import STEPS
 from zoo.training.signals import STOPPED_EXIT_CODE
 
@@ -88,7 +87,7 @@ def test_sigterm_saves_and_other_numbers_of_devices_go_on_with_the_same_data(lau
         assert target <= step < STEPS and f"SIGTERM at step {step} of {STEPS}, which is saved" in printed
     code, printed = launcher.run(argv, devices=2)
     assert code == 0 and f"resuming at step {step} of {STEPS}" in printed
-    ours, theirs = (_losses(folder) for folder in (workdir, unbroken))
+    ours, theirs = (losses(folder) for folder in (workdir, unbroken))
     assert ours.keys() == theirs.keys() and len(ours) == STEPS // 5
     ours, theirs = np.array(list(ours.values())), np.array(list(theirs.values()))
     # Other rows, masks or dropout bits would show: the losses of different batches are further apart than this.
@@ -107,8 +106,3 @@ def test_sigterm_and_resume_give_the_bytes_of_an_unbroken_run(launcher, unbroken
     code, printed = launcher.run(argv)
     assert code == 0, printed
     assert_same_run(workdir, unbroken)
-
-
-def _losses(workdir):
-    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return {record["step"]: record["loss"] for record in records if "loss" in record}

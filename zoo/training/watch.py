@@ -212,7 +212,8 @@ class Watch:
                 failed_since = failed_since or now
                 if now - failed_since > 3 * self.beat:
                     _, name, code, text = self._said["failed"]
-                    self._end_because(code, f"stopped: {name} has stopped{': ' * bool(text)}{text}")
+                    cause = text.splitlines()[-1:] if text.startswith("Traceback") else [text]
+                    self._end_because(code, ": ".join([f"stopped: {name} has stopped", *filter(None, cause)]))
 
     def _end_as_lost(self, names: list[str]) -> None:
         self._end_because(
