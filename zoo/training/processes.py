@@ -51,10 +51,12 @@ class Processes:
 
     @contextlib.contextmanager
     def primary_first(self, name: str) -> Iterator[None]:
-        """Process 0 goes through the block first, the others after it. Where it fails in it, the others end.
+        """Process 0 goes through the block first, then the others do; all leave it together.
+
+        Together, since the first collective of a program fails on a CPU where one process comes to it 30 s after another.
 
         Raises:
-          ProcessMissing: process 0 was not done in time.
+          ProcessMissing: not all were done in time; names them.
         """
         key = self._key("done", name)
         if not self.primary:
@@ -62,6 +64,7 @@ class Processes:
         yield
         if self.primary:
             self._set(key, "")
+        self.barrier(name)
 
     def barrier(self, name: str) -> None:
         """Returns when all processes have come here.
