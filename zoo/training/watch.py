@@ -39,7 +39,7 @@ class Watch:
 
     def __init__(self, client: Any, index: int, count: int, lost_after: float):
         self._client, self._index, self._count, self._lost_after = client, index, count, lost_after
-        self.beat = min(_LONGEST_BEAT, lost_after / 10)
+        self.beat = min(_LONGEST_BEAT, lost_after / 40)
         # This process's word, replaced as a whole at every beat. `asked` is the signal that asks to stop, `agreed` the step
         # this process knows it stops at, `failed` the exit code and the message of an error, `left` that it is about to end.
         self._status: dict[str, Any] = {
@@ -187,10 +187,10 @@ class Watch:
             if word != self._heard[index][0]:
                 self._heard[index] = (word, now)
         words = {i: self._word(i) or {} for i in range(self._count)}
-        silent = [
-            i for i, (_, when) in self._heard.items() if now - when > self._lost_after and not words[i].get("left")
-        ]
-        self._said["lost"] = [self.name(i) for i in silent if i != 0]
+        silent = {i: now - when for i, (_, when) in self._heard.items() if i != 0 and not words[i].get("left")}
+        if any(seconds > self._lost_after for seconds in silent.values()):
+            # Whoever went with the first, a beat later, is named beside it.
+            self._said["lost"] = [self.name(i) for i, seconds in silent.items() if seconds > self._lost_after / 2]
         failed = [[i, self.name(i), *word["failed"]] for i, word in words.items() if word.get("failed")]
         if failed and self._said["failed"] is None:
             self._said["failed"] = failed[0]
