@@ -170,16 +170,16 @@ def joined(settings: ProcessSettings, outcome: Outcome) -> Iterator[Processes]:
             yield processes
             processes.barrier("end")
         except BaseException as error:
-            watch.leave(*outcome(error), perhaps_lost=_from_the_device(error))
+            watch.leave(*outcome(error), perhaps_lost=_may_be_an_echo(error))
         watch.close()
         jax.distributed.shutdown()
 
 
-def _from_the_device(error: BaseException | None) -> bool:
-    """Whether it may come from a collective, which fails where a peer has died."""
-    if error is None or "RESOURCE_EXHAUSTED" in str(error):
-        return False
-    return isinstance(error, jax.errors.JaxRuntimeError) or _from_the_device(error.__cause__)
+def _may_be_an_echo(error: BaseException) -> bool:
+    """Whether it may come from a collective, which fails where a peer has died: as whatever the layers above make of it."""
+    known = (UserError, RunStopped, OSError, SystemExit, KeyboardInterrupt)
+    own = isinstance(error, known) or "RESOURCE_EXHAUSTED" in str(error) or "os_error_code" in str(error)
+    return not own and (error.__cause__ is None or _may_be_an_echo(error.__cause__))
 
 
 def _connect(settings: ProcessSettings) -> Any:
