@@ -92,6 +92,27 @@ def test_remat_changes_no_gradient(policy):
     chex.assert_trees_all_close(grads(model), grads(model.clone(remat_policy=policy)), rtol=1e-4, atol=1e-4)
 
 
+def test_layers_laid_out_compute_what_their_loop_does():
+    looped = tiny_model({"name": "t5"}).clone(style=Style(stddev=0.3, dropout=0.2))
+    laid_out, remat = looped.clone(unroll=2), looped.clone(unroll=2, remat_policy="full")
+    params, ids = parameters(looped), tokens(1, 5)
+    chex.assert_trees_all_equal(params, parameters(laid_out))
+
+    def compiled(m):
+        def loss(p):
+            return (m.apply(p, ids, train=True, rngs={"dropout": jax.random.key(3)}).hidden ** 2).sum()
+
+        return jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+
+    programs = [compiled(m) for m in (looped, laid_out, remat)]
+    # Products, exponentials and square roots of one size are what the layers hold: in a loop they stand once.
+    counts = [program.as_text().count(" exponential(") for program in programs]
+    assert counts[1] > counts[0]
+    assert counts[2] > counts[1], "what the backward pass should compute again was merged with the forward pass"
+    results = [program(params) for program in programs]
+    chex.assert_trees_all_close(results[1:], [results[0]] * 2, rtol=1e-4, atol=1e-4)
+
+
 def test_bfloat16_stays_near_float32_with_float32_parameters():
     model = tiny_model({"name": "nezha", "limit": 3})
     half = model.clone(style=Style(stddev=0.3, dtype=jnp.bfloat16))

@@ -12,6 +12,7 @@ from kernels.attention import AttentionMask
 from zoo.compatibility import require_compatible, require_mask
 from zoo.encodings import Dims, Encoding, Place
 from zoo.layers.arrangements import Arrangement, PostNorm
+from zoo.layers.dropout import Dropout
 from zoo.layers.feed_forward import FeedForward, Gelu
 from zoo.layers.norms import LayerNorm, Norm
 from zoo.mixers import Mixer, Style
@@ -54,7 +55,7 @@ class Block(nn.Module):
             self.norm_mixer = spec.norm.module(self.style.dtype)
             if spec.arrangement.num_norms == 2:
                 self.norm_feed_forward = spec.norm.module(self.style.dtype)
-            self.dropout = nn.Dropout(self.style.dropout)
+            self.dropout = Dropout(self.style.dropout)
 
     def __call__(
         self,

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from zoo.layers.dropout import Dropout
 from zoo.layers.norms import Norm
 from zoo.mixers import Style
 
@@ -37,7 +38,7 @@ class Embeddings(nn.Module):
             self.norm = self.output_norm.module(self.style.dtype)
         if self.width != self.model_dim:
             self.projection = self.style.dense(self.model_dim)
-        self.dropout = nn.Dropout(self.style.dropout)
+        self.dropout = Dropout(self.style.dropout)
 
     def __call__(
         self,

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from kernels.dense import product
 from zoo.encodings import Dims, Encoding
 
 
@@ -37,8 +39,16 @@ class Style:
             use_bias=self.use_bias,
             dtype=self.dtype,
             kernel_init=nn.initializers.truncated_normal(self.stddev),
+            dot_general=_dense_product,
             name=name,
         )
+
+
+def _dense_product(x: jax.Array, w: jax.Array, numbers: Any, precision: Any = None) -> jax.Array:
+    """`kernels.dense.product` under the signature of `lax.dot_general`; a Dense contracts the last axis with the first."""
+    if numbers != (((x.ndim - 1,), (0,)), ((), ())):
+        raise ValueError(f"a Dense asked for a product over the axes {numbers}")
+    return product(x, w, precision)
 
 
 @dataclass(frozen=True)

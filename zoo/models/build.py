@@ -37,6 +37,8 @@ class ModelConfig:
       num_kv_heads: None = num_heads.
       head_dim: None = model_dim / num_heads.
       embedding_dim: None = model_dim.
+      unroll: repeats of a stage laid out one after another in the compiled program. All of them is faster on a CPU (a tenth, at
+        4 layers), and compiling then takes time by depth.
       stages: the depth where one pattern repeated `num_layers` times does not say it: a tuple of mappings with
         `pattern` (a tuple of mappings that replace parts: mixer, encoding, feed_forward, norm, arrangement),
         `repeats` and `share`; `num_layers` then counts the blocks in all.
@@ -61,10 +63,11 @@ class ModelConfig:
     arrangement: str = "post_norm"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     remat: str = "none"
+    unroll: int = 1
     stages: tuple[Any, ...] = ()
 
     def __post_init__(self):
-        for name in ("vocab_size", "model_dim", "num_heads", "num_layers", "max_length"):
+        for name in ("vocab_size", "model_dim", "num_heads", "num_layers", "max_length", "unroll"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.head_dim is None and self.model_dim % self.num_heads:
@@ -114,6 +117,7 @@ def build(config: Mapping[str, Any]) -> Transformer:
         has_pooler=model.pooler,
         causal=model.causal,
         remat_policy=model.remat,
+        unroll=model.unroll,
     )
     transformer.check()
     return transformer

@@ -21,9 +21,9 @@ def names() -> tuple[str, ...]:
     return tuple(_POLICIES)
 
 
-def remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
+def remat(block: type[nn.Module], policy: str, *, looped: bool = True) -> type[nn.Module]:
     """`block` under the policy: "none" stores everything, "full" nothing, "dots" matrix products, "dots_no_batch" those
-    without batch dimensions (the projections, not attention's scores).
+    without batch dimensions (the projections, not attention's scores). `looped`: the block runs in a loop of the compiled program.
 
     Raises:
       UserError: no such policy.
@@ -32,5 +32,5 @@ def remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
         raise UserError(f"unknown remat policy {policy!r}; {near(policy, _POLICIES)}")
     if policy == "none":
         return block
-    # Under scan nothing can be merged across iterations, so the barriers that prevent it would only cost time.
-    return nn.remat(block, policy=_POLICIES[policy], prevent_cse=False)
+    # In a loop nothing can be merged across iterations, so the barriers that prevent it would only cost time.
+    return nn.remat(block, policy=_POLICIES[policy], prevent_cse=not looped)

@@ -42,6 +42,7 @@ class Pattern(nn.Module):
     dims: Dims
     style: Style
     remat_policy: str
+    unroll: int
 
     @nn.compact
     def __call__(
@@ -54,7 +55,7 @@ class Pattern(nn.Module):
         hidden_states: bool,
     ) -> tuple[Any, tuple[Any, jax.Array | None]]:
         x, side = carry
-        block = remat(Block, self.remat_policy)
+        block = remat(Block, self.remat_policy, looped=self.unroll == 1)
         new_caches, outputs = [], []
         for index, spec in enumerate(self.pattern):
             cache = None if caches is None else caches[index]
@@ -70,8 +71,18 @@ class Pattern(nn.Module):
         )
 
 
-def scanned(stage: Stage, encodings: tuple[Encoding, ...], dims: Dims, style: Style, remat_policy: str) -> nn.Module:
-    """The module of a stage, all its parameters with a leading layer axis (of length 1 where they are shared)."""
+def scanned(
+    stage: Stage,
+    encodings: tuple[Encoding, ...],
+    dims: Dims,
+    style: Style,
+    remat_policy: str,
+    unroll: int = 1,
+) -> nn.Module:
+    """The module of a stage, all its parameters with a leading layer axis (of length 1 where they are shared).
+
+    `unroll` repeats at a time are laid out in the compiled program one after another, the rest is its loop.
+    """
     inputs = (0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast)
     rngs = {"params": True, "dropout": True}
     layers = nn.scan(
@@ -80,6 +91,7 @@ def scanned(stage: Stage, encodings: tuple[Encoding, ...], dims: Dims, style: St
         split_rngs=rngs,
         in_axes=inputs,
         length=1 if stage.share else stage.repeats,
+        unroll=1 if stage.share else min(unroll, stage.repeats),
     )
     if stage.share:
         layers = nn.scan(
@@ -88,5 +100,6 @@ def scanned(stage: Stage, encodings: tuple[Encoding, ...], dims: Dims, style: St
             split_rngs={"params": False, "dropout": True},
             in_axes=inputs,
             length=stage.repeats,
+            unroll=min(unroll, stage.repeats),
         )
-    return layers(stage.pattern, encodings, dims, style, remat_policy)
+    return layers(stage.pattern, encodings, dims, style, remat_policy, unroll)

@@ -51,6 +51,7 @@ class Transformer(nn.Module):
       has_pooler: whether to pool the first token.
       causal: whether a token sees only those before it.
       remat_policy: what the backward pass recomputes, by name (`zoo.models.remat`).
+      unroll: how many repeats of a stage the compiled program lays out one after another, instead of looping over them.
     """
 
     vocab_size: int
@@ -64,6 +65,7 @@ class Transformer(nn.Module):
     has_pooler: bool = True
     causal: bool = False
     remat_policy: str = "none"
+    unroll: int = 1
 
     def __post_init__(self):
         if self.embedding_dim is None:
@@ -82,7 +84,9 @@ class Transformer(nn.Module):
         )
         encodings = distinct_encodings(self.stages)
         self.encodings = Encodings(encodings, self.dims, self.embedding_dim)
-        self.stage = [scanned(stage, encodings, self.dims, self.style, self.remat_policy) for stage in self.stages]
+        self.stage = [
+            scanned(stage, encodings, self.dims, self.style, self.remat_policy, self.unroll) for stage in self.stages
+        ]
         last = self.block_specs()[-1]
         self.ends_normalised = last.mixer.replaces_block or not last.arrangement.final_norm
         if not self.ends_normalised:
