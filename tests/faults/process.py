@@ -34,7 +34,9 @@ class Launcher:
         spec = f"{ROOT / 'tests' / 'faults' / config}:{task},folder={self.corpus}"
         return [f"--config={spec}", f"--workdir={workdir}", *more]
 
-    def start(self, argv: list[str], *, devices: int = 1, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
+    def start(
+        self, argv: list[str], *, devices: int = 1, prefix: Sequence[str] = (), program: str = "train.py"
+    ) -> subprocess.Popen[str]:
         """A process that has just been started, by the command `prefix` where there is one; `finish` reads what it prints."""
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
@@ -43,7 +45,7 @@ class Launcher:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-        command = [*prefix, sys.executable, "train.py", *argv]
+        command = [*prefix, sys.executable, program, *argv]
         return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE)
 
     def run(self, argv: list[str], *, devices: int = 1, prefix: Sequence[str] = ()) -> tuple[int, str]:
@@ -53,7 +55,12 @@ class Launcher:
 
 @contextlib.contextmanager
 def together(
-    launcher: Launcher, *argvs: list[str], count: int, devices: int, only: Sequence[int] | None = None
+    launcher: Launcher,
+    *argvs: list[str],
+    count: int,
+    devices: int,
+    only: Sequence[int] | None = None,
+    program: str = "train.py",
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """The `count` processes of one run, `devices` each (those of index `only`), killed at the end whatever happens.
 
@@ -68,7 +75,7 @@ def together(
         for index in range(count) if only is None else only:
             place = {"count": count, "index": index, "coordinator": f"127.0.0.1:{port}"}
             more = [f"--config.processes.{name}={value}" for name, value in place.items()]
-            started.append(launcher.start([*argvs[index], *more], devices=devices))
+            started.append(launcher.start([*argvs[index], *more], devices=devices, program=program))
         yield started
     finally:
         for process in started:
