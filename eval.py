@@ -21,14 +21,13 @@ from pathlib import Path
 import jax
 
 from train import build_evaluation, evaluate
+from zoo.atomic import write_atomically
 from zoo.command_line import Parser, outcome, run_main, split_overrides
 from zoo.errors import UserError, near
-from zoo.models.parameters import has_layer_axis
 from zoo.run import CHECKPOINTS, override_processes, reassemble
-from zoo.training.atomic import write_atomically
 from zoo.training.checkpoints import restore_numpy
 from zoo.training.processes import Processes, joined
-from zoo.training.sharding import parameter_shardings, put_whole
+from zoo.training.sharding import put_whole
 
 
 def main(argv: list[str]) -> int:
@@ -70,10 +69,7 @@ def score(
         raise UserError(f"not all processes see the same newest checkpoint in {workdir}; name one by --step")
     params = restored.state["params"]
     evaluation = build_evaluation(parts, params)
-    params = jax.tree.map(
-        put_whole, params, parameter_shardings(params, evaluation.mesh, has_layer_axis=has_layer_axis)
-    )
-    scores = evaluate(evaluation, params, examples)
+    scores = evaluate(evaluation, jax.tree.map(put_whole, params, evaluation.shardings), examples)
     if not processes.primary:
         return scores
     report = {"step": restored.step, "split": split, "examples": len(examples), "scores": scores}

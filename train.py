@@ -91,10 +91,11 @@ class Stopped(RunStopped):
 
 
 class Evaluation(NamedTuple):
-    """What scoring needs: the compiled step and the size of its batches."""
+    """What scoring needs: the compiled step, how it takes the parameters, and the size of its batches."""
 
     parts: Parts
     mesh: Mesh
+    shardings: Any
     batch_size: int
     step: Any
 
@@ -226,7 +227,7 @@ def build_trainer(parts: Parts, workdir: Path) -> Trainer:
     """Data, optimizer, shardings and the compiled functions of a run."""
     config = parts.config
     settings, mesh = settings_and_mesh(config)
-    data = stage_data(parts, workdir)
+    data = stage_data(parts, settings, mesh, workdir)
     dev = parts.examples("dev", workdir) if "dev" in parts.source.splits() else None
     optimizer = optimizers.build(config.optimizer.to_dict())
     schedule = schedules.build(config.schedule.to_dict()).build(optimizer.learning_rate, data[-1][0].last_step)
@@ -252,12 +253,10 @@ def build_trainer(parts: Parts, workdir: Path) -> Trainer:
     return Trainer(parts, settings, mesh, tuple(stages), shapes, shardings, transformation, evaluation, dev)
 
 
-def stage_data(parts: Parts, workdir: Path) -> list[tuple[Stage, Parts, Pipeline]]:
+def stage_data(parts: Parts, settings: RunSettings, mesh: Mesh, workdir: Path) -> list[tuple[Stage, Parts, Pipeline]]:
     """Each stage with its parts and its batches, which go on in the data where those of the stage before it end."""
-    config = parts.config
     examples = {parts.task: parts.examples("train", workdir)}
     made = []
-    settings, mesh = settings_and_mesh(config)
     part, num_parts = batch_part(mesh)
     for stage in settings.plan(len(examples[parts.task])):
         own = parts.at(stage.task)
@@ -266,7 +265,7 @@ def stage_data(parts: Parts, workdir: Path) -> list[tuple[Stage, Parts, Pipeline
         pipeline = Pipeline(
             examples[own.task],
             own.features,
-            seed=config.seed,
+            seed=parts.config.seed,
             batch_size=stage.batch_size,
             first_step=stage.first_step,
             first_example=stage.first_example,
@@ -294,8 +293,8 @@ def state_shapes(data: Sequence[tuple[Stage, Parts, Pipeline]], optimizer: optax
 
 def step_flops(parts: Parts, pipeline: Pipeline, shapes: TrainState) -> float:
     """Model FLOPs of one update: the matrix products of the forward pass, thrice, without what is computed again."""
-    rows = pipeline.batch(pipeline.first_step).items()
-    batch = {name: jax.ShapeDtypeStruct((pipeline.batch_size, *leaf.shape[1:]), leaf.dtype) for name, leaf in rows}
+    row = pipeline.one_row.items()
+    batch = {name: jax.ShapeDtypeStruct((pipeline.batch_size, *leaf.shape[1:]), leaf.dtype) for name, leaf in row}
     losses = functools.partial(parts.module.apply, train=False)
     return FORWARD_AND_BACKWARD * forward_flops(losses, {"params": shapes.params}, batch)
 
@@ -309,7 +308,11 @@ def peak_of(mesh: Mesh) -> float | None:
 def settings_and_mesh(config: ConfigDict) -> tuple[RunSettings, Mesh]:
     """The run's scalars, and the mesh it trains and evaluates on."""
     mesh = make_mesh(**vars(make(MeshSettings, config.mesh.to_dict(), "mesh")))
-    return make(RunSettings, config.train.to_dict(), "train"), mesh
+    return run_settings(config), mesh
+
+
+def run_settings(config: ConfigDict) -> RunSettings:
+    return make(RunSettings, config.train.to_dict(), "train")
 
 
 def with_compiled_steps(trainer: Trainer, step: int) -> Trainer:
@@ -336,15 +339,14 @@ def build_evaluation(parts: Parts, params: Any) -> Evaluation:
     laid_out = parameter_shardings(params, mesh, has_layer_axis=has_layer_axis)
     shardings = TrainState(step=replicated(mesh), params=laid_out, opt_state=(), extra={})
     step = make_eval_step(parts.module.apply, shardings=shardings)
-    return Evaluation(parts, mesh, settings.evaluation_batch_size or settings.batch_size, step)
+    return Evaluation(parts, mesh, laid_out, settings.evaluation_batch_size or settings.batch_size, step)
 
 
 def fresh_state(parts: Parts, pipeline: Pipeline, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update, of random parameters."""
-    batch = pipeline.batch(pipeline.first_step)
-    one = {name: jnp.zeros((1, *rows.shape[1:]), rows.dtype) for name, rows in batch.items()}
-    variables = parts.module.init({"params": key_for(parts.config.seed, "parameters")}, one, train=False)
-    scaling = settings_and_mesh(parts.config)[0].scaling(parts.config.model.dtype)
+    row = jax.tree.map(jnp.zeros_like, pipeline.one_row)
+    variables = parts.module.init({"params": key_for(parts.config.seed, "parameters")}, row, train=False)
+    scaling = run_settings(parts.config).scaling(parts.config.model.dtype)
     return initial_state(variables["params"], optimizer, scaling)
 
 

@@ -29,9 +29,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from zoo.atomic import write_atomically
 from zoo.command_line import Parser, run_main
 from zoo.errors import UserError
-from zoo.training.atomic import write_atomically
+from zoo.training.records import TIMING, read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "chinese.jsonl"
@@ -233,8 +234,7 @@ def scored_split(cell: Cell) -> str:
 
 
 def trained_seconds(folder: Path) -> float:
-    lines = (folder / "timing.jsonl").read_text().splitlines()
-    return sum(json.loads(line).get("seconds", 0.0) for line in lines)
+    return sum(record["seconds"] for record in read_records(folder / TIMING))
 
 
 # --- the corpus

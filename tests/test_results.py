@@ -1,23 +1,11 @@
 """docs/results.md shows what the committed rows hold."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import chinese
 from zoo.errors import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def chinese():
-    spec = importlib.util.spec_from_file_location("chinese_benchmark", ROOT / "benchmarks" / "chinese.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def row(encoding, task, start, seed, **scores):
@@ -31,13 +19,13 @@ def row(encoding, task, start, seed, **scores):
     return {"cell": cell, "scores": scores, "training_seconds": 120.0}
 
 
-def test_the_tables_are_those_of_the_rows(chinese):
+def test_the_tables_are_those_of_the_rows():
     page = chinese.PAGE.read_text(encoding="utf-8")
     fresh = chinese.with_tables(page, chinese.read(chinese.RESULTS))
     assert fresh == page, "run python benchmarks/chinese.py --tables"
 
 
-def test_no_cell_is_run_twice_and_none_is_foreign(chinese):
+def test_no_cell_is_run_twice_and_none_is_foreign():
     found = [r["cell"]["name"] for r in chinese.read(chinese.RESULTS)]
     planned = [cell.name for cell in chinese.cells()]
     assert len(set(planned)) == len(planned)
@@ -45,7 +33,7 @@ def test_no_cell_is_run_twice_and_none_is_foreign(chinese):
     assert set(found) <= set(planned)
 
 
-def test_a_table_shows_the_mean_the_range_and_what_was_not_run(chinese):
+def test_a_table_shows_the_mean_the_range_and_what_was_not_run():
     rows = [row("nezha", "ner", "pretrained", s, f1=f) for s, f in enumerate((0.5, 0.7, 0.9))]
     rows += [row("nezha", "ner", "scratch", s, f1=f) for s, f in enumerate((0.4, 0.6))]
     line = chinese.task_table(rows).splitlines()[2]
@@ -53,19 +41,19 @@ def test_a_table_shows_the_mean_the_range_and_what_was_not_run(chinese):
     assert "not run" in chinese.task_table(rows).splitlines()[3]
 
 
-def test_a_page_without_marks_is_refused(chinese):
+def test_a_page_without_marks_is_refused():
     with pytest.raises(UserError, match="has no lines"):
         chinese.with_tables("nothing", [])
 
 
-def test_the_corpus_keeps_documents_apart_and_holds_some_out(chinese, monkeypatch):
+def test_the_corpus_keeps_documents_apart_and_holds_some_out(monkeypatch):
     monkeypatch.setattr(chinese, "documents", lambda folder: (["一句。两句！", f"{n}"] for n in range(100)))
     splits = chinese.corpus(Path("."))
     assert splits["dev"].split("\n\n") == ["一句。\n两句！\n49", "一句。\n两句！\n99\n"]
     assert splits["train"].count("\n\n") == 97 and splits["train"].endswith("\n")
 
 
-def test_a_cell_differs_from_scratch_by_init_from_alone(chinese, tmp_path):
+def test_a_cell_differs_from_scratch_by_init_from_alone(tmp_path):
     data = Path("data")
     pretrained, scratch = (
         set(chinese.overrides(chinese.Cell("rope", "ner", start, 1), data, tmp_path)) for start in chinese.STARTS

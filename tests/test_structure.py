@@ -18,7 +18,7 @@ CODE = sorted(
 )
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
-BASE = {"zoo.errors", "zoo.registry"}
+BASE = {"zoo.errors", "zoo.registry", "zoo.atomic"}
 SETTINGS = {"zoo.config", "zoo.overrides", "zoo.parts", "zoo.command_line"}
 PARTS = ["kernels", "zoo.encodings", "zoo.mixers", "zoo.compatibility", "zoo.layers", "zoo.models"]
 EVERYTHING = {"zoo", "kernels", "configs", "train", "eval"}
@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "zoo": {"zoo.compatibility"},
     "zoo.errors": set(),
     "zoo.registry": {"zoo.errors"},
+    "zoo.atomic": {"zoo.errors"},
     **{part: {*BASE, *PARTS[: i + 1]} for i, part in enumerate(PARTS) if part != "kernels"},
     "zoo.data": {*BASE, "zoo.data"},
     "zoo.tasks": {*BASE, *PARTS, "zoo.data", "zoo.tasks"},

@@ -22,6 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, RequiredValueError
 
+from zoo.atomic import write_atomically
 from zoo.errors import UserError, near, writing
 from zoo.overrides import apply, check_composed, fields_class, registry_at, unknown_field
 from zoo.parts import Schema, field_defaults, field_types, schema
@@ -233,14 +234,9 @@ def save_config(config: ConfigDict, path: str | os.PathLike[str]) -> None:
     """Writes the config as JSON, whole or not at all."""
     path = Path(path)
     text = json.dumps({"format_version": FORMAT_VERSION, "config": plain(config)}, indent=2, ensure_ascii=False)
-    partial = path.with_name(f"{path.name}.partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+    write_atomically(path, f"{text}\n".encode())
 
 
 def load_saved(path: str | os.PathLike[str]) -> ConfigDict:

@@ -21,11 +21,11 @@ from rich.table import Table
 
 import eval as scoring
 import train as training
+from zoo.atomic import write_atomically
 from zoo.command_line import Parser
 from zoo.config import load_config, load_saved
 from zoo.data.docstrings import versions
 from zoo.run import CONFIG, TOKENIZER, assemble
-from zoo.training.atomic import write_atomically
 from zoo.training.host_memory import keep_freed_memory
 from zoo.training.sharding import put_batch
 

@@ -71,7 +71,7 @@ class Parts:
         """The parts with `values` of the task replaced, as a stage of the run has them."""
         if not values:
             return self
-        task = tasks.build({**to_config(self.task), **values})
+        task = _with_values(self.task, values)
         return dataclasses.replace(self, task=task, module=task.module(self.model))
 
     def fingerprints(self) -> dict[str, str]:
@@ -197,6 +197,11 @@ def assemble(config: ConfigDict, workdir: Path) -> Parts:
     return Parts(ConfigDict(tree).lock(), source, tokenizer, task, model, task.module(model))
 
 
+def _with_values(task: Task, values: Mapping[str, Any]) -> Task:
+    """The task with some of its values replaced."""
+    return tasks.build({**to_config(task), **values})
+
+
 def _check_lengths(tree: Mapping[str, Any], task: Task) -> None:
     """Refuses rows longer than the model can take, in the task and in every stage, before any data is prepared.
 
@@ -207,7 +212,7 @@ def _check_lengths(tree: Mapping[str, Any], task: Task) -> None:
     settings = make(RunSettings, tree["train"], "train")
     for number, stage in enumerate(settings.plan(num_examples=1)):
         try:
-            rows[f"train.stages[{number}].task"] = tasks.build({**to_config(task), **stage.task})
+            rows[f"train.stages[{number}].task"] = _with_values(task, stage.task)
         except UserError as error:
             raise UserError(f"train.stages[{number}]: {error}") from error
     longest = tree["model"]["max_length"]

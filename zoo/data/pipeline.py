@@ -3,13 +3,15 @@
 Training runs through the examples epoch after epoch, each a fresh permutation (Grain's index shuffle, which needs no
 memory and no pass over the data). Step s takes the s-th run of `batch_size` places of this endless order, so a batch
 may hold the end of one epoch and the beginning of the next, nothing is dropped, and the position of a run is the one
-integer s. Where a run changes its batches on the way, they go on at the place that the ones before have reached. Host p of n takes the p-th of n equal, contiguous parts of the batch: laid end to end they are the same
-global batch whatever n is. The random generator of an example is made from (seed, epoch, index) alone.
+integer s. Where a run changes its batches on the way, they go on at the place that the ones before have reached. Host p
+of n takes the p-th of n equal, contiguous parts of the batch: laid end to end they are the same global batch whatever n is.
+The random generator of an example is made from (seed, epoch, index) alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -99,12 +101,20 @@ class Pipeline:
 
         The features, and `example_index` int32 [B], `example_weight` float32 [B] of ones.
         """
+        return self._rows(step, self._slice)
+
+    def _rows(self, step: int, part: slice) -> Batch:
         rows = []
-        for epoch, index in zip(*self._locate(step, self._slice), strict=True):
+        for epoch, index in zip(*self._locate(step, part), strict=True):
             epoch, index = int(epoch), int(index)
             example = self._at_epoch(epoch)[index]
             rows.append((index, 1.0, self._features(example, feature_rng(self._seed, TRAINING, epoch, index))))
         return _stack(rows)
+
+    @functools.cached_property
+    def one_row(self) -> Batch:
+        """A batch of one row, which says what every batch is made of: names, dtypes and all sizes but the first."""
+        return self._rows(self.first_step, slice(0, 1))
 
     def iterate(self, start_step: int) -> Iterator[tuple[int, Batch]]:
         """(step, batch) from `start_step` on without end, prepared ahead by threads; close it to stop them."""

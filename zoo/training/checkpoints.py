@@ -19,8 +19,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from zoo.atomic import sync_directory
 from zoo.errors import UserError, WriteFailed
-from zoo.training.atomic import sync_directory
 from zoo.training.manifest import Damaged, read_manifest, verify, write_manifest
 from zoo.training.processes import Processes
 from zoo.training.rules import named_leaves

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core.primitives import cond_p, dot_general_p, scan_p
 
 FORWARD_AND_BACKWARD = 3
 
@@ -57,14 +58,14 @@ def _count(jaxpr: Jaxpr) -> float:
 
 
 def _of_equation(equation: Any) -> float:
-    if equation.primitive.name == "dot_general":
+    if equation.primitive is dot_general_p:
         (contracted, _), _ = equation.params["dimension_numbers"]
         left = equation.invars[0].aval.shape
         return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
     inner = [_count(body) for body in _bodies(equation.params)]
-    if equation.primitive.name == "cond":
+    if equation.primitive is cond_p:
         return max(inner)
-    return sum(inner) * (equation.params["length"] if equation.primitive.name == "scan" else 1)
+    return sum(inner) * (equation.params["length"] if equation.primitive is scan_p else 1)
 
 
 def _bodies(params: dict[str, Any]) -> list[Jaxpr]:

@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from zoo.atomic import write_atomically
 from zoo.errors import UserError
-from zoo.training.atomic import write_atomically
 
 FORMAT_VERSION = 1
 FILE_NAME = "checkpoint.json"

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from zoo.training.atomic import write_atomically
+from zoo.atomic import write_atomically
 from zoo.training.records import METRICS, read_records
 
 MANY = 30  # points from which on a curve is drawn without markers, under its mean

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from zoo.atomic import write_atomically
 from zoo.errors import UserError, writing
-from zoo.training.atomic import write_atomically
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 

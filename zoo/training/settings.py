@@ -59,7 +59,6 @@ class RunSettings:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulation={self.accumulation}")
-
         self.scaling("float16")
         if self.stages:
             self.plan(num_examples=1)

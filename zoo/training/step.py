@@ -25,6 +25,7 @@ Batch = dict[str, jax.Array]
 Scalars = dict[str, jax.Array]
 Losses = dict[str, tuple[jax.Array, jax.Array]]
 LossesOf = Callable[[Any, Batch, jax.Array], tuple[Scalars, Scalars]]
+Objective = Callable[[Scalars, Scalars], jax.Array]
 Gradient = tuple[Scalars, Scalars, Any]
 NonFinite = Literal["stop", "skip"]
 
@@ -98,11 +99,15 @@ def make_train_step(
         batch = _spread_over_sequence(batch, mesh)
         key = key_for(seed, "dropout", state.step)
         scale = loss_scale.scale_of(state.extra)
+
+        def objective(sums: Scalars, weights: Scalars) -> jax.Array:
+            return scale * _total_loss(coefficients, sums, jax.lax.stop_gradient(weights))[0]
+
         if accumulation == 1:
-            sums, weights, grads = _gradient(losses_of, coefficients, scale, state.params, batch, key)
+            sums, weights, grads = _gradient(losses_of, objective, state.params, batch, key)
         else:
             micro = _split(batch, accumulation, mesh), jax.random.split(key, accumulation)
-            sums, weights, grads = _accumulated_gradient(losses_of, coefficients, scale, state.params, *micro)
+            sums, weights, grads = _accumulated_gradient(losses_of, objective, state.params, *micro)
         grads = jax.tree.map(lambda grad: grad / scale, grads)
         loss, means = _total_loss(coefficients, sums, weights)
         grad_norm = optax.tree.norm(grads)
@@ -154,31 +159,19 @@ def _total_loss(coefficients: Mapping[str, float], sums: Scalars, weights: Scala
     return sum(coefficients.get(name, 1.0) * mean for name, mean in means.items()), means
 
 
-def _gradient(
-    losses_of: LossesOf,
-    coefficients: Mapping[str, float],
-    scale: jax.Array | float,
-    params: Any,
-    batch: Batch,
-    key: jax.Array,
-) -> Gradient:
-    """The losses' sums and weights, and the gradient of the total loss times `scale`, in one go."""
+def _gradient(losses_of: LossesOf, objective: Objective, params: Any, batch: Batch, key: jax.Array) -> Gradient:
+    """The losses' sums and weights, and the gradient of the objective made of them, in one go."""
 
     def total(params: Any) -> tuple[jax.Array, tuple[Scalars, Scalars]]:
         sums, weights = losses_of(params, batch, key)
-        return scale * _total_loss(coefficients, sums, jax.lax.stop_gradient(weights))[0], (sums, weights)
+        return objective(sums, weights), (sums, weights)
 
     grads, (sums, weights) = jax.grad(total, has_aux=True)(params)
     return sums, weights, grads
 
 
 def _accumulated_gradient(
-    losses_of: LossesOf,
-    coefficients: Mapping[str, float],
-    scale: jax.Array | float,
-    params: Any,
-    batches: Batch,
-    keys: jax.Array,
+    losses_of: LossesOf, objective: Objective, params: Any, batches: Batch, keys: jax.Array
 ) -> Gradient:
     """The same for micro-batches [A, B/A, ...]: exactly the gradient of the loss of all rows together."""
 
@@ -188,11 +181,11 @@ def _accumulated_gradient(
         return None, losses_of(params, *micro)[1]
 
     each = jax.lax.scan(weights_of, None, (batches, keys))[1]
-    weights = jax.lax.stop_gradient({name: jnp.sum(weight) for name, weight in each.items()})
+    weights = {name: jnp.sum(weight) for name, weight in each.items()}
 
     def total(params: Any, micro: tuple[Batch, jax.Array]) -> tuple[jax.Array, Scalars]:
         sums, _ = losses_of(params, *micro)
-        return scale * _total_loss(coefficients, sums, weights)[0], sums
+        return objective(sums, weights), sums
 
     def add(grads: Any, micro: tuple[Batch, jax.Array]) -> tuple[Any, Scalars]:
         more, sums = jax.grad(total, has_aux=True)(params, micro)
