@@ -51,6 +51,7 @@ from zoo.training.flops import FORWARD_AND_BACKWARD, forward_flops, peak_flops
 from zoo.training.host_memory import keep_freed_memory
 from zoo.training.keys import key_for
 from zoo.training.optimizer import registry as optimizers
+from zoo.training.orbax_errors import say_errors_once
 from zoo.training.pace import Pace
 from zoo.training.plots import plot_curves
 from zoo.training.processes import Processes, joined
@@ -153,7 +154,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("absl").addFilter(no_traceback)
+    say_errors_once()
     with sigterm_exits():
         config = load_config(flags.config, overrides)
         with joined(process_settings(config), outcome) as processes:
@@ -161,11 +162,6 @@ def main(argv: list[str]) -> int:
                 logging.getLogger().setLevel(logging.ERROR)  # process 0 says it
             train(config, flags.workdir, processes)
     return 0
-
-
-def no_traceback(record: logging.LogRecord) -> bool:
-    """Orbax's threads log each of their errors several times with a traceback; it is raised in this thread as well."""
-    return not record.exc_info
 
 
 def train(config: ConfigDict, workdir: Path, processes: Processes | None = None) -> dict[str, float]:
