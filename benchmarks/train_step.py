@@ -22,26 +22,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks.report import surroundings, table
+from benchmarks.training import LEARNING_RATE, Training, random_batch
 from zoo.command_line import Parser, run_main
 from zoo.errors import UserError
-from zoo.models import build
-from zoo.models.parameters import has_layer_axis
 from zoo.tasks.masked_lm import MaskedLM
 from zoo.training.host_memory import keep_freed_memory
-from zoo.training.optimizer import registry as optimizers
-from zoo.training.sharding import make_mesh, put_batch, state_shardings
-from zoo.training.step import initial_state, make_train_step
 
 Step = Callable[[], None]
-LEARNING_RATE = 1e-4
 GOAL = 0.9
 
 
@@ -77,7 +68,7 @@ def main(argv: list[str]) -> None:
     flags = parser.read(argv)
     size = SIZES[flags.size]
     keep_freed_memory()  # as train.py does; it is the process's, so that the peer has it as well
-    batch = random_batch(size)
+    batch = batch_of(size)
     if flags.encoding == "learned":
         makers = {
             "transformers, as it comes": functools.partial(their_step, size, batch, gathered=False),
@@ -139,60 +130,33 @@ def take_turns(steps: Mapping[str, Step], rounds: int) -> dict[str, list[tuple[f
     return measured
 
 
-def random_batch(size: Size) -> dict[str, np.ndarray]:
-    """Full rows of one document each, with their masked positions: the arrays that train.py's pipeline makes."""
-    rng = np.random.default_rng(0)
-    shape, slots = (size.batch, size.length), MaskedLM(max_length=size.length).slots
-    positions = np.sort(rng.permuted(np.tile(np.arange(size.length), (size.batch, 1)), axis=1)[:, :slots], axis=1)
-    return {
-        "input_ids": rng.integers(5, size.vocabulary, shape).astype(np.int32),
-        "segment_ids": np.ones(shape, np.int32),
-        "positions": np.tile(np.arange(size.length, dtype=np.int32), (size.batch, 1)),
-        "masked_positions": positions.astype(np.int32),
-        "masked_labels": rng.integers(5, size.vocabulary, positions.shape).astype(np.int32),
-        "masked_weights": np.ones(positions.shape, np.float32),
-        "example_weight": np.ones(size.batch, np.float32),
-    }
+def batch_of(size: Size) -> dict[str, np.ndarray]:
+    return random_batch(MaskedLM(max_length=size.length), size.vocabulary, size.batch)
 
 
 def our_step(size: Size, batch: Mapping[str, np.ndarray], encoding: str) -> Step:
     """train.py's update of a model with `encoding`, compiled."""
-    model = build(
-        {
-            "model": {
-                "vocab_size": size.vocabulary,
-                "model_dim": size.width,
-                "num_heads": size.num_heads,
-                "num_layers": size.layers,
-                "max_length": size.length,
-                "pooler": False,
-                "unroll": size.layers,
-            },
-            "encoding": {"name": encoding},
-            "mixer": {"name": "softmax"},
-            "feed_forward": {"name": "gelu"},
-            "norm": {"name": "layernorm"},
-        }
-    )
-    task, mesh, schedule = MaskedLM(max_length=size.length), make_mesh(), optax.constant_schedule(LEARNING_RATE)
-    module, optimizer = task.module(model), optimizers.build({"name": "adamw"})
-    transformation = optimizer.build(schedule, has_layer_axis=has_layer_axis)
-
-    def fresh() -> Any:
-        row = {name: jnp.asarray(array[:1]) for name, array in batch.items()}
-        variables = module.init({"params": jax.random.key(0)}, row, train=False)
-        return initial_state(variables["params"], transformation)
-
-    shardings = state_shardings(jax.eval_shape(fresh), mesh, has_layer_axis=has_layer_axis)
-    state = jax.jit(fresh, out_shardings=shardings)()
-    update = make_train_step(
-        module.apply, transformation, schedule=schedule, coefficients=task.coefficients, shardings=shardings
-    )
-    update = update.lower(state, put_batch(batch, mesh)).compile()
+    config = {
+        "model": {
+            "vocab_size": size.vocabulary,
+            "model_dim": size.width,
+            "num_heads": size.num_heads,
+            "num_layers": size.layers,
+            "max_length": size.length,
+            "pooler": False,
+            "unroll": size.layers,
+        },
+        "encoding": {"name": encoding},
+        "mixer": {"name": "softmax"},
+        "feed_forward": {"name": "gelu"},
+        "norm": {"name": "layernorm"},
+    }
+    training = Training.of(config, MaskedLM(max_length=size.length), "adamw")
+    state, update = training.fresh(), training.compiled(training.put(batch))
 
     def step() -> None:
         nonlocal state
-        state, metrics = update(state, put_batch(batch, mesh))
+        state, metrics = update(state, training.put(batch))
         if not metrics["finite"]:
             raise RuntimeError("our step is not finite")
 

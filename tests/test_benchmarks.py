@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
 
+import jax
+import numpy as np
 import pytest
 
-from benchmarks import attention_memory, startup
+from benchmarks import attention_memory, pretraining_step, startup
 from benchmarks import input as input_benchmark
 from benchmarks.report import table
+from benchmarks.training import Training, random_batch
 from tests.faults.corpus import WORDS, write_corpus
+from zoo.errors import UserError
+from zoo.tasks.masked_lm import MaskedLM
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +91,49 @@ def test_startup(tmp_path, capsys):
         assert [row["start"] for row in rows] == list(startup.KINDS)
         assert rows[0]["÷ empty cache"] == "1"
         assert_numbers(rows, "start", may_lack=startup.STAGES)
+
+
+def test_a_pretraining_step(tmp_path, capsys, monkeypatch):
+    """A batch that does not fit is halved, a kernel that cannot run takes no other row along, and JSON has what the table has."""
+    original, asked = Training.compiled, []
+
+    def compiled(self, batch):
+        asked.append(len(batch["input_ids"]))
+        if asked[-1] > 8:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+        return original(self, batch)
+
+    monkeypatch.setattr(Training, "compiled", compiled)
+    monkeypatch.setattr(pretraining_step, "peak_flops", lambda kind: 1e12)
+    width, layers, vocabulary, rows, length, feed_forward = 16, 2, 50, 8, 32, 24
+    sizes = [f"--config.model.{n}={v}" for n, v in dict(model_dim=width, num_heads=2, vocab_size=vocabulary).items()]
+    sizes += [f"--config.feed_forward.width={feed_forward}", f"--length={length}", f"--tokens={4 * rows * length}"]
+    times = ["--rounds=2", "--steps=2", f"--json={tmp_path / 'rows.jsonl'}"]
+    code = pretraining_step.main(["--model=bert-tiny", "--implementation=pallas_tpu,default", *sizes, *times])
+    printed = capsys.readouterr()
+    assert code == 1 and "'pallas_tpu'): failed: " in printed.err
+    assert asked[-3:] == [32, 16, 8] and "32 rows do not fit, trying 16" in printed.err
+    (line,) = (json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines())
+    assert line["batch"] == rows and len(line["step_seconds"]) == 2 and line["planned_bytes"] > 0
+    masked, tokens = 5, rows * length
+    products = layers * (4 * width + 2 * feed_forward + 2 * length) * width * tokens
+    assert line["flops"] == 6 * (products + rows * masked * (width + vocabulary) * width)
+    assert line["mfu"] == pytest.approx(line["flops"] / np.median(line["step_seconds"]) / 8e12), "of eight devices"
+    columns, _, row = (line for line in printed.out.splitlines() if line.startswith("|"))
+    cells = dict(zip(columns.split("|"), row.split("|"), strict=True))
+    assert float(cells[" step, ms "].replace(",", "")) == pytest.approx(1e3 * np.median(line["step_seconds"]), rel=1e-2)
+
+
+def test_a_pretraining_step_of_nothing_known():
+    for mistake in ("--model=bert-huge", "--length=1024", "--length=", "--tokens=64", "--rounds=0"):
+        with pytest.raises(UserError):
+            pretraining_step.main([mistake])
+
+
+def test_documents_of_a_random_batch():
+    batch = random_batch(MaskedLM(max_length=16), 50, rows=5, documents=3)
+    starts = batch["positions"] == 0
+    assert (starts.sum(1) == 3).all() and starts[:, 0].all()
+    np.testing.assert_array_equal(np.cumsum(starts, 1), batch["segment_ids"])
+    assert (np.diff(batch["positions"], axis=1)[~starts[:, 1:]] == 1).all()
+    assert (np.diff(batch["masked_positions"], axis=1) > 0).all(), "no token is masked twice"
