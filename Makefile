@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-peers demo test test-all test-peers lint format docs clean
+.PHONY: help venv venv-peers demo test test-all test-peers test-gpu lint format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ test-all: venv ## all tests, those against other libraries where they are instal
 
 test-peers: venv-peers ## compare BERT with that of transformers, forward and backward
 	@$(BIN)/python -m pytest -q -m peers tests/peers
+
+# Those whose programs run on the device; the others are about files, processes and commands.
+ON_DEVICE := $(addprefix tests/,kernels encodings mixers layers models tasks training test_train.py test_float16.py test_compatibility.py)
+
+test-gpu: venv ## the tests of programs, compiled for a GPU; install jax[cuda13] into .venv first
+	@ZOO_TEST_PLATFORM=cuda $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not peers" $(ON_DEVICE)
 
 lint: venv ## check style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 import train
 from configs.base import base
+from tests.devices import first
 from zoo.config import plain
 from zoo.training.sharding import make_mesh
 
@@ -39,6 +39,7 @@ def write_texts(folder: Path) -> Path:
 def config(folder: Path, task: str = "masked_lm", text: str = "text.txt", **changes: Any) -> ConfigDict:
     """A NEZHA of two layers with dropout, in which `changes` are set by dotted name, `__` standing for the dot."""
     made = base("nezha-base", vocab_size=None, model_dim=16, num_heads=4, num_layers=2, max_length=16, pooler=False)
+    made.model.dtype = "float32"  # also on an accelerator, where the trainer would fill in bfloat16
     made.encoding = dict(name="nezha", limit=4)
     made.feed_forward = dict(name="gelu", width=32)
     made.tokenizer = dict(name="wordpiece", size=100)
@@ -66,7 +67,7 @@ def config(folder: Path, task: str = "masked_lm", text: str = "text.txt", **chan
 
 
 def use_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr(train, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:count]))
+    monkeypatch.setattr(train, "make_mesh", functools.partial(make_mesh, devices=first(count)))
 
 
 def stop_in_turn(monkeypatch: pytest.MonkeyPatch, number: int) -> None:

@@ -7,12 +7,12 @@ import re
 import shlex
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 import train
+from tests.devices import first
 from zoo.command_line import split_overrides
 from zoo.config import difference, load_config
 from zoo.models import build
@@ -73,7 +73,7 @@ def on_small_data(task: str, folder: Path) -> list[tuple[str, str]]:
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """These are runs of one device; the meshes are tested in test_train.py."""
-    monkeypatch.setattr(train, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+    monkeypatch.setattr(train, "make_mesh", functools.partial(make_mesh, devices=first(1)))
 
 
 def first_losses(made: ConfigDict, workdir: Path, steps: int = 1) -> list[float]:

@@ -170,6 +170,7 @@ def test_it_learns_by_heart_and_eval_agrees_with_the_trainer(task, folder, tmp_p
 def test_an_evaluation_batch_that_does_not_fit_is_found_before_the_first_step(folder, tmp_path, monkeypatch):
     """Not when the first evaluation is due, which may be hours later."""
     monkeypatch.setattr(train, "loop", lambda *args: pytest.fail("training began"))
+    use_devices(monkeypatch, 8)
     with pytest.raises(UserError, match="batch of 6 rows"):
         train.train(config(folder, "classification", train__evaluation_batch_size=6), tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()

@@ -195,7 +195,7 @@ def value_and_gradients(implementation, arguments, cotangent, dtype=np.float32, 
 
 
 def truth(arguments, cotangent, **call):
-    """The reference in float64."""
-    with jax.enable_x64(True):
+    """The reference in float64, on the CPU whatever the device under test."""
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         found = value_and_gradients(IMPLEMENTATIONS[0], arguments, cotangent, np.float64, **call)
     return jax.tree.map(lambda x: np.asarray(x, np.float32), found)

@@ -39,6 +39,7 @@ def test_bfloat16_stays_bfloat16():
         np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=2e-2, atol=2e-2)  # 8 bits of mantissa
 
 
+@pytest.mark.cpu
 def test_the_backward_pass_transposes_nothing_on_a_cpu():
     """That is all this op is for: XLA's own form transposes x and dy in memory."""
     x, w, dy = arrays((4, 5))

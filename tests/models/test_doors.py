@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from kernels.attention import Toeplitz, attention
+from tests.devices import first
 from tests.encodings.table import DIMS, parameters, tokens
 from zoo.encodings import AddTerms, Dims, Encoded, Encoding, EncodingLayer, Facts, registry
 from zoo.errors import UserError
@@ -193,7 +194,7 @@ def test_two_variants_that_carry_state_under_one_name_are_refused():
 def test_a_layers_own_encoding_parameters_are_sharded_by_rule():
     model = model_of(Stage((spec(PerLayerBias()),), 2))
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens(1, 4))["params"]
-    mesh = make_mesh(data=4, fsdp=2)
+    mesh = make_mesh(data=4, fsdp=2, devices=first(8))
     found = parameter_shardings({"model": shapes}, mesh, has_layer_axis=has_layer_axis)
     values = found["model"]["stage_0"]["block_0"]["mixer"]["encoding_0"]["values"]
     assert values.is_fully_replicated

@@ -92,6 +92,7 @@ def test_remat_changes_no_gradient(policy):
     chex.assert_trees_all_close(grads(model), grads(model.clone(remat_policy=policy)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.cpu  # by what a fused program's text says
 def test_layers_laid_out_compute_what_their_loop_does():
     looped = tiny_model({"name": "t5"}).clone(style=Style(stddev=0.3, dropout=0.2))
     laid_out, remat = looped.clone(unroll=2), looped.clone(unroll=2, remat_policy="full")

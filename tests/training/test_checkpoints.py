@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.devices import first
 from tests.training.tiny import make_batch, setup
 from zoo.errors import UserError
 from zoo.training import checkpoints, manifest, sharding
@@ -17,7 +18,7 @@ from zoo.training.checkpoints import Checkpoints, SaveFailed, restore_numpy
 
 
 def small_state(scale=1.0, mesh=None):
-    mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
+    mesh = mesh or sharding.make_mesh(devices=first(1))
     tree = {
         "params": {"stage_0": {"kernel": scale * np.arange(64, dtype=np.float32).reshape(2, 4, 8)}},
         "opt_state": (np.float32(scale), {"mu": scale * np.ones(8, np.float32)}),
@@ -231,8 +232,8 @@ def test_saving_twice_is_a_mistake(tmp_path):
 
 def test_one_eight_two_devices_and_donation(tmp_path):
     """Saved under one mesh, restored under another, and the donated steps that follow a save do not reach into it."""
-    one, eight = setup(dropout=True), setup(sharding.make_mesh(2, 2, 2), dropout=True)
-    two = setup(sharding.make_mesh(1, 2, devices=jax.devices()[:2]), dropout=True)
+    one, eight = setup(dropout=True), setup(sharding.make_mesh(2, 2, 2, devices=first(8)), dropout=True)
+    two = setup(sharding.make_mesh(1, 2, devices=first(2)), dropout=True)
     store, state, expected = Checkpoints(tmp_path), one.fresh(), None
     for number, tiny in enumerate((one, eight, two)):
         if expected is not None:

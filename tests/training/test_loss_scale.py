@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.devices import first
 from zoo.errors import UserError
 from zoo.registry import make
 from zoo.training import loss_scale, schedules, sharding, step
@@ -53,7 +54,7 @@ def batch(x) -> dict[str, np.ndarray]:
 
 @functools.cache
 def setup(initial=2.0**16, interval=3, devices=1, scaled=True, coefficient=1.0, **options) -> Setup:
-    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    mesh = sharding.make_mesh(devices=first(devices))
     scaling = LossScale(initial, interval) if scaled else None
     schedule = schedules.Linear(warmup=0).build(RATE, 100)
     optimizer = optax.chain(optax.trace(0.5), optax.scale_by_learning_rate(schedule))

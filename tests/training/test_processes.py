@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.devices import first
 from zoo.errors import UserError
 from zoo.registry import make
 from zoo.training.processes import Processes, ProcessMissing
@@ -132,7 +133,7 @@ def test_one_process_alone_waits_for_nobody():
 
 def test_the_rows_of_one_process_are_all_rows():
     for sizes in ({}, {"data": 2, "tensor": 4}, {"data": 1, "fsdp": 8}):
-        assert batch_part(make_mesh(**sizes)) == (0, 1)
+        assert batch_part(make_mesh(**sizes, devices=first(8))) == (0, 1)
 
 
 @pytest.mark.parametrize(

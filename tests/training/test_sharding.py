@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from tests.devices import first
 from tests.training.tiny import has_layer_axis, make_batch, setup
 from zoo.errors import UserError
 from zoo.training import sharding
@@ -37,7 +38,10 @@ def test_default_rules_cover_the_zoo():
         "final_norm": {"scale": (8,)},
         "pooler": {"kernel": (8, 8), "bias": (8,)},
     }
-    found = specs({"model": model, "heads": {"dense": {"kernel": (8, 3), "bias": (3,)}}}, sharding.make_mesh(2, 2, 2))
+    found = specs(
+        {"model": model, "heads": {"dense": {"kernel": (8, 3), "bias": (3,)}}},
+        sharding.make_mesh(2, 2, 2, devices=first(8)),
+    )
     assert found["model/embeddings/token/embedding"] == P("tensor", "fsdp")
     assert found["model/stage_0/block_0/mixer/query/kernel"] == P(None, "fsdp", "tensor")
     assert found["model/stage_0/block_0/mixer/query/bias"] == P(None, "tensor")
@@ -52,18 +56,23 @@ def test_default_rules_cover_the_zoo():
 
 
 def test_mesh_takes_the_rest():
-    assert dict(sharding.make_mesh(fsdp=2, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
-    assert dict(sharding.make_mesh(1, -1, devices=jax.devices()[:4]).shape)["fsdp"] == 4
+    assert dict(sharding.make_mesh(fsdp=2, tensor=2, devices=first(8)).shape) == {
+        "data": 2,
+        "fsdp": 2,
+        "tensor": 2,
+        "sequence": 1,
+    }
+    assert dict(sharding.make_mesh(1, -1, devices=first(4)).shape)["fsdp"] == 4
 
 
 @pytest.mark.parametrize("sizes", [(3,), (2, 2), (-1, -1), (0,), (-1, 3)])
 def test_mesh_that_does_not_fit(sizes):
     with pytest.raises(UserError, match="mesh"):
-        sharding.make_mesh(*sizes)
+        sharding.make_mesh(*sizes, devices=first(8))
 
 
 def test_mistakes_are_named():
-    mesh = sharding.make_mesh(2, 2, 2)
+    mesh = sharding.make_mesh(2, 2, 2, devices=first(8))
     with pytest.raises(UserError, match=r"no sharding rule covers odd/thing, strange;"):
         specs({"odd": {"thing": (8,)}, "pooler": {"kernel": (8, 8)}, "strange": (8, 8)}, mesh)
     with pytest.raises(
@@ -91,13 +100,13 @@ def curve(mesh, **options):
 
 @pytest.fixture(scope="module")
 def one_device():
-    return curve(sharding.make_mesh(devices=jax.devices()[:1]))
+    return curve(sharding.make_mesh(devices=first(1)))
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (2, 1, 2, 2)])
 def test_any_mesh_gives_the_curve_of_one_device(one_device, sizes):
     """With dropout: its bits, too, are the same on any number of devices."""
-    tiny, state, losses = curve(sharding.make_mesh(*sizes))
+    tiny, state, losses = curve(sharding.make_mesh(*sizes, devices=first(8)))
     np.testing.assert_allclose(losses, one_device[2], rtol=2e-5)
     chex.assert_trees_all_close(
         jax.device_get(state.params), jax.device_get(one_device[1].params), rtol=1e-4, atol=1e-5
@@ -110,7 +119,7 @@ def test_any_mesh_gives_the_curve_of_one_device(one_device, sizes):
 
 def test_accumulation_on_a_mesh_gives_the_curve_of_one_device(one_device):
     """Without dropout, whose key differs between micro-batches."""
-    mesh = sharding.make_mesh(2, 2, 2)
+    mesh = sharding.make_mesh(2, 2, 2, devices=first(8))
     tiny, plain = setup(mesh, accumulation=2), setup()
     a, b = tiny.fresh(), plain.fresh()
     for i in range(4):

@@ -64,6 +64,7 @@ def test_mean_over_micro_batches_would_be_another_loss():
     assert abs(np.mean(quotients) - total / weight) > 1e-2
 
 
+@pytest.mark.cpu  # by what its text calls a product
 def test_the_pass_for_the_weights_does_not_run_the_network(accumulated):
     def products(text):
         return len(re.findall(r" dot\(|matmul", text))

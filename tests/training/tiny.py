@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.devices import first
 from zoo.training import optimizer, schedules, sharding, step
 
 VOCABULARY, WIDTH, LENGTH = 16, 8, 4
@@ -104,7 +105,7 @@ LAMB = optimizer.Lamb(learning_rate=0.02)
 
 def setup(mesh=None, part=LAMB, dropout=False, coefficients=(("tokens", 1.0), ("square", 0.5)), seed=7, **options):
     """Everything train.py makes, at the smallest size; the same choices are compiled once for all tests."""
-    mesh = mesh if mesh is not None else sharding.make_mesh(devices=jax.devices()[:1])
+    mesh = mesh if mesh is not None else sharding.make_mesh(devices=first(1))
     return _setup(mesh, part, dropout, coefficients=coefficients, seed=seed, **options)
 
 
