@@ -23,6 +23,7 @@ _KIND_REASONS = {
     "pairwise": "the mixer has no pairwise logits",
     "dense": "the mixer has no pairwise logits",
     "core": "the encoding replaces the attention core and the mixer has none to replace",
+    "mask": "the mixer does not let an encoding narrow its mask",
     "side": "the mixer does not carry the encoding's state from layer to layer",
     "embedding": "the mixer's input takes no position embedding",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 from ml_collections.config_dict import FieldReference
 
 from zoo.errors import UserError, near
-from zoo.parts import COMPOSED, GROUPS, REGISTRIES, Schema, describe_fields, field_defaults, field_types, schema
-from zoo.registry import Registry, coerce, to_config
+from zoo.parts import COMPOSED, GROUPS, NESTED, REGISTRIES, Schema, describe_fields, field_defaults, field_types, schema
+from zoo.registry import Registry, coerce, registry_of, to_config
 
 Tree = dict[str, Any]
 
@@ -69,6 +70,9 @@ class _Writer:
             return self.set_below(present, rest, text, where)
         if rest:
             raise UserError(f"{where} is a value ({_plain(present)!r}) and has no key {rest[0]!r}")
+        hint = hints.get(where.rsplit(".", 1)[-1])
+        if registry and literal(text) is None and type(None) in typing.get_args(hint):
+            return None
         if is_part(present) or (registry and not isinstance(present, dict)):
             parts = parse_parts(text, where, self.schema)
             bare = isinstance(present, str) and text in registry.names()
@@ -78,8 +82,8 @@ class _Writer:
         if isinstance(present, FieldReference):
             present.set(None if literal(text) is None else _parse_like(text, present.get_type(), None, f"--{where}"))
             return present
-        if where.rsplit(".", 1)[-1] in hints:
-            return parse_as(text, hints[where.rsplit(".", 1)[-1]], f"--{where}")
+        if hint is not None:
+            return parse_as(text, hint, f"--{where}")
         return _parse_like(text, type(present), present, f"--{where}")
 
     def unknown_key(self, key: str, node: Tree, where: str) -> str:
@@ -97,7 +101,7 @@ def kind_of(where: str) -> str:
     """
     keys = [key for key in where.split(".") if not key.isdigit()]
     of_plain_fields = (REGISTRIES.keys() | GROUPS.keys()) - {"model"}
-    return "" if len(keys) > 2 and keys[-2] in of_plain_fields else keys[-1]
+    return "" if len(keys) > 2 and keys[-2] in of_plain_fields and keys[-1] not in NESTED else keys[-1]
 
 
 def registry_at(where: str, schema: Schema) -> Registry | None:
@@ -176,9 +180,14 @@ def unknown_field(node: Mapping[str, Any], cls: type, field: str, where: str) ->
 def parse_as(text: str, hint: Any, where: str) -> Any:
     """`text` as the type `hint` of a part's field: a Python literal, true, false or none where the type allows it, else a string.
 
+    A field that holds a part takes `name`, or `(name:field=value,field=value)`.
+
     Raises:
       UserError: the text is none of what the type allows.
     """
+    registry = registry_of(hint)
+    if registry is not None and literal(text) is not None:
+        return registry.build(_parse_part(text.strip().removeprefix("(").removesuffix(")"), where, registry))
     readings = [_unquoted(text)] if hint is str else [literal(text), text, *_sequence(text)]
     refusals = []
     for reading in readings:

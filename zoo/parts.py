@@ -16,6 +16,7 @@ from zoo.registry import Registry
 # for: `python -m zoo list --help` and a mistyped flag should not wait for JAX.
 REGISTRIES: dict[str, tuple[str, str]] = {
     "encoding": ("zoo.encodings", "registry"),
+    "scaling": ("zoo.encodings.rope_scaling", "registry"),
     "mixer": ("zoo.mixers", "registry"),
     "feed_forward": ("zoo.layers.feed_forward", "registry"),
     "norm": ("zoo.layers.norms", "registry"),
@@ -29,6 +30,9 @@ REGISTRIES: dict[str, tuple[str, str]] = {
 
 # The keys that may hold several parts at once, `fox+rope`; the others hold one.
 COMPOSED = frozenset({"encoding"})
+
+# The keys of a part that hold a part themselves, `config.encoding.scaling`.
+NESTED = frozenset({"scaling"})
 
 # Config key → (module, attribute) of the frozen dataclass whose fields the group holds.
 GROUPS: dict[str, tuple[str, str]] = {

@@ -26,7 +26,12 @@ class Registry:
     """
 
     def __init__(self, kind: str, base: type | None = None):
-        """`base` is the class of all parts of this kind: its instances pass through `build` though they have no name here."""
+        """`base` is the class of all parts of this kind: its instances pass through `build` though they have no name here.
+
+        A field of another part whose type is `base` takes what `build` takes.
+        """
+        if base is not None:
+            base.registry = self
         self.kind = kind
         self._base = base
         self._parts: dict[str, type] = {}
@@ -106,6 +111,9 @@ def make(cls: type, values: Mapping[str, Any], where: str) -> Any:
 def coerce(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint`: integers become floats and lists tuples; nothing else is converted."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    registry = registry_of(hint)
+    if registry is not None and value is not None:
+        return registry.build(value)
     if origin in (typing.Union, types.UnionType):
         for option in args:
             try:
@@ -131,6 +139,15 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         return None
     expected = " or ".join(repr(a) for a in args) if origin is typing.Literal else _spell(hint)
     raise UserError(f"{where}: expected {expected}, got {value!r}")
+
+
+def registry_of(hint: Any) -> Registry | None:
+    """The registry of the parts that a field of the type `hint` takes (`Base` or `Base | None`), None where it takes none."""
+    for option in typing.get_args(hint) or (hint,):
+        registry = getattr(option, "registry", None)
+        if isinstance(registry, Registry):
+            return registry
+    return None
 
 
 def _spell(hint: Any) -> str:

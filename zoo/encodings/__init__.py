@@ -1,9 +1,14 @@
-"""Position encodings: one concept per file, each a part under one name."""
+"""Position encodings: one concept per file, each a part under one name; a file in this folder is all it takes."""
 
-from zoo.encodings import alibi, learned, nezha, none, rope, sinusoidal, t5
+import importlib
+import pkgutil
+
 from zoo.encodings.encoding import AddTerms, Core, Dims, Encoded, Encoding, EncodingLayer, Facts, Place, Project, Site
 from zoo.encodings.registration import registry
 from zoo.encodings.scores import logits
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 names = registry.names
 
@@ -18,14 +23,7 @@ __all__ = [
     "Place",
     "Project",
     "Site",
-    "alibi",
-    "learned",
     "logits",
     "names",
-    "nezha",
-    "none",
     "registry",
-    "rope",
-    "sinusoidal",
-    "t5",
 ]

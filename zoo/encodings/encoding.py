@@ -32,11 +32,13 @@ class Facts:
     Attributes:
       kinds: what it brings, of: "embedding" (added at the input), "transform" (of q and k before the product),
         "values" (values transformed there and back), the term kinds "toeplitz", "multiply", "relative", "row_column",
-        "piecewise_linear", "pairwise", "dense", "core" (its own attention) and "side" (state from layer to layer).
+        "piecewise_linear", "pairwise", "dense", "core" (its own attention), "mask" (it narrows the mask) and "side" (state
+        from layer to layer).
       causal, bidirectional: the directions it is defined for.
       ordered_keys: keys must be visited in a fixed order.
       decodes: it can be evaluated step by step with a cache.
       sentences: it needs sentence indices in the positions.
+      separators: ids of the tokens that end a sentence, from which the model counts them where positions do not say.
       scale: of the product ⟨q, k⟩ if the encoding sets it, None = 1/√H.
     """
 
@@ -46,6 +48,7 @@ class Facts:
     ordered_keys: bool = False
     decodes: bool = True
     sentences: bool = False
+    separators: tuple[int, ...] = ()
     scale: float | None = None
 
 
@@ -128,6 +131,7 @@ class Encoded(NamedTuple):
       scale: of the product, None = 1/√H.
       cache: the encoding's cache after this call.
       core: what replaces `kernels.attention.attention`, None for nothing.
+      mask: what replaces the mask of the site, a narrower one; None for nothing.
     """
 
     q: jax.Array
@@ -137,6 +141,7 @@ class Encoded(NamedTuple):
     scale: float | None = None
     cache: Any = None
     core: Core | None = None
+    mask: AttentionMask | None = None
 
 
 class EncodingLayer(nn.Module):

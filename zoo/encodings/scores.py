@@ -42,7 +42,10 @@ def logits(
       ValueError: the encoding cannot serve these sizes, or `params` names a module that it does not have.
     """
     part: Encoding = registry.build(encoding)
-    place = _place(positions, q.shape[1], k.shape[1])
+    place = _place(positions, k.shape[1])
+    queries = q.shape[1]
+    # An encoding may need all tokens (a forget gate adds up what lies between two), so the missing queries are zeros.
+    q = jnp.pad(q, [(0, 0), (k.shape[1] - queries, 0), (0, 0), (0, 0)])
     dims = Dims(
         model_dim=q.shape[2] * q.shape[3] if x is None else x.shape[-1],
         num_heads=q.shape[2],
@@ -67,21 +70,20 @@ def logits(
 
     init_side = part.init_side(dims)
     side = {} if init_side is None else {part.name: init_side.init_with_output(jax.random.key(0), x, place)[0]}
-    site = Site(x[:, k.shape[1] - q.shape[1] :], x, side, _identity(dims), place, mask or AttentionMask())
+    site = Site(x, x, side, _identity(dims), place, mask or AttentionMask())
     made = call("layer", call("shared", place), q, k, jnp.zeros_like(k), site) or Encoded(q, k, k)
+    mask = mask if made.mask is None else made.mask
     scores = attention.logits if made.core is None else made.core.logits
-    return scores(made.terms, made.q, made.k, mask=mask, scale=made.scale, positions=place.attended)
+    found = scores(made.terms, made.q, made.k, mask=mask, scale=made.scale, positions=place.attended)
+    return found[:, :, k.shape[1] - queries :]
 
 
-def _place(positions: Any, queries: int, keys: int) -> Place:
+def _place(positions: Any, keys: int) -> Place:
     if positions is None:
         positions = Positions.arange(keys)
     if not isinstance(positions, Positions):
         positions = Positions(jnp.atleast_2d(jnp.asarray(positions, jnp.int32)))
-    if queries == keys:
-        return Place(positions, span=_span(positions))
-    last = jax.tree.map(lambda leaf: leaf[:, keys - queries :], positions)
-    return Place(last, sources=positions, span=_span(positions))
+    return Place(positions, span=_span(positions))
 
 
 def _span(positions: Positions) -> int:

@@ -19,8 +19,9 @@ def encode(
 ) -> tuple[Encoded, tuple[Site, ...]]:
     """q, k, v through every encoding's layer in turn, and the site each was called at.
 
-    Transforms compose and terms join; at most one layer sets the scale and one the core. `Encoded.cache` of the result is
-    the tuple of the encodings' caches.
+    Transforms compose and terms join; at most one layer sets the scale and one the core. A layer that narrows the mask narrows
+    it for those after it too; `Encoded.mask` of the result is the mask to use. `Encoded.cache` of the result is the tuple of
+    the encodings' caches.
 
     Raises:
       ValueError: two layers set different scales.
@@ -39,8 +40,9 @@ def encode(
             scale=encoded.scale if new.scale is None else new.scale,
             core=new.core or encoded.core,
         )
+        site = site if new.mask is None else site._replace(mask=new.mask)
         new_caches.append(new.cache)
-    return encoded._replace(cache=tuple(new_caches)), tuple(sites)
+    return encoded._replace(cache=tuple(new_caches), mask=site.mask), tuple(sites)
 
 
 def bring_back(

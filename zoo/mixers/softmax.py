@@ -34,7 +34,7 @@ class Softmax(Mixer):
         return MixerFacts(
             accepts=frozenset(
                 {"embedding", "transform", "values", "toeplitz", "multiply", "relative", "row_column"}
-                | {"piecewise_linear", "pairwise", "dense", "core", "side"}
+                | {"piecewise_linear", "pairwise", "dense", "core", "mask", "side"}
             ),
             grouped_heads=True,
             ordered_keys=True,
@@ -115,7 +115,7 @@ class SoftmaxAttention(nn.Module):
             k,
             v,
             terms=encoded.terms,
-            mask=self._narrowed(mask),
+            mask=self._narrowed(encoded.mask),
             scale=encoded.scale,
             positions=place.attended,
             dropout=self._dropout(place.train),
