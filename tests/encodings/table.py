@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -21,18 +22,22 @@ class Row(NamedTuple):
     Attributes:
       bidirectional, causal: its config without and with a causal mask; None where it is not defined for that.
       shift_invariant: whether only r = j − i matters to it.
+      max_span: the distance beyond which it is an error, None for none.
     """
 
     name: str
     bidirectional: dict[str, Any] | None
     causal: dict[str, Any] | None
     shift_invariant: bool
+    max_span: int | None = None
 
     @property
     def config(self) -> dict[str, Any]:
         """The one to use where the direction does not matter; `tiny_model` of it is causal where it must be."""
         return self.causal if self.bidirectional is None else self.bidirectional
 
+
+YARN = {"name": "rope", "scaling": {"name": "yarn", "factor": 4.0, "original_length": 8}}
 
 ROWS = (
     Row("none", {"name": "none"}, {"name": "none"}, True),
@@ -43,6 +48,18 @@ ROWS = (
     Row("alibi", {"name": "alibi"}, {"name": "alibi", "form": "causal"}, True),
     Row("alibi-nonsymmetric", {"name": "alibi", "form": "nonsymmetric"}, None, True),
     Row("nezha", {"name": "nezha", "limit": 3}, {"name": "nezha", "limit": 3, "phase": "paper"}, True),
+    Row("kerple_log", {"name": "kerple_log"}, {"name": "kerple_log", "parametrisation": "softplus"}, True),
+    Row("kerple_power", {"name": "kerple_power"}, {"name": "kerple_power"}, True),
+    Row("sandwich", {"name": "sandwich"}, {"name": "sandwich", "width": 8}, True),
+    Row("fire", None, {"name": "fire", "threshold": 4.0, "width": 4}, False),
+    Row("rope-yarn", YARN, {**YARN, "layout": "interleaved"}, True),
+    Row("xpos", None, {"name": "xpos"}, True, max_span=32768),
+    Row("pia", {"name": "pia"}, {"name": "pia", "layout": "interleaved", "frequencies": "paper"}, False),
+    Row("gta", {"name": "gta"}, {"name": "gta", "layout": "half"}, True),
+    Row("fox", None, {"name": "fox"}, True),
+    Row("tupe", {"name": "tupe"}, {"name": "tupe", "form": "paper"}, False),
+    Row("bipe_rope", {"name": "bipe_rope", "separators": (2, 9)}, {"name": "bipe_rope", "separators": (2, 9)}, True),
+    Row("bipe_alibi", None, {"name": "bipe_alibi", "separators": (2, 9), "slope_factor": 4.0}, True),
 )
 
 DIMS = Dims(model_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, num_layers=2, max_length=32)
@@ -58,13 +75,18 @@ def tiny_model(config: dict[str, Any], *, causal: bool = False, stages: int = 1,
     )
 
 
+@functools.cache  # Equal models are equal values: half of a property's time went into making them anew.
 def parameters(model: Transformer, seed: int = 0) -> Any:
     """Parameters with every leaf moved off its initial value, so that a bias or scale that is dropped shows."""
-    tree = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    moved = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(treedef, moved)
+
+    def draw():
+        tree = model.init(jax.random.key(seed), jnp.zeros((1, 4), jnp.int32))
+        leaves, treedef = jax.tree.flatten(tree)
+        keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+        moved = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+        return jax.tree.unflatten(treedef, moved)
+
+    return jax.jit(draw)()
 
 
 def tokens(batch: int, length: int, seed: int = 3) -> jax.Array:

@@ -10,7 +10,7 @@ import pytest
 
 import zoo.encodings
 from kernels.attention import AttentionMask, Positions, attention, logits
-from zoo.encodings import Dims, Place, Project, Site, registry
+from zoo.encodings import Dims, Place, Project, Site, registry, rope_scaling
 from zoo.encodings.alibi import slopes
 from zoo.encodings.sinusoidal import Sinusoidal, sinusoids
 from zoo.encodings.t5 import T5, bucket
@@ -22,7 +22,9 @@ V = np.sin(0.11 * (ROWS + 1) * (C + 1))
 DIMS = Dims(model_dim=4, num_heads=1, num_kv_heads=1, head_dim=4, num_layers=1, max_length=16)
 
 PLACE = Place(Positions.arange(4), span=3)
-SITE = Site(None, None, {}, Project(None, None, None), PLACE, AttentionMask())
+X = jnp.zeros((1, 4, 4))
+IDENTITY = Project(*(lambda h: h[..., None, :] for _ in range(3)))
+SITE = Site(X, X, {}, IDENTITY, PLACE, AttentionMask())
 
 
 def encode(config, params=None):
@@ -41,7 +43,17 @@ def scores(config, params=None):
 def outputs(config, causal=False, params=None):
     e = encode(config, params)
     mask = AttentionMask(causal=causal)
-    return np.asarray(attention(e.q, e.k, e.v, terms=e.terms, scale=e.scale, mask=mask))[0, :, 0]
+    out = attention(e.q, e.k, e.v, terms=e.terms, scale=e.scale, mask=mask)
+    part = registry.build(config)
+    module = part.shared(DIMS)
+    shared = None if module is None else module.apply({"params": params or {}}, PLACE)
+    return np.asarray(part.layer(DIMS).apply({}, out, shared, {}, SITE, method="back")[0])[0, :, 0]
+
+
+def eight_heads(config, params=None):
+    """The scores of the first of eight equal heads."""
+    q, k = (jnp.tile(jnp.asarray(a, jnp.float32)[None, :, None, :], (1, 1, 8, 1)) for a in (Q, K))
+    return np.asarray(zoo.encodings.logits(config, q, k, params=params and {"shared": params}))[0, 0]
 
 
 def close(found, expected):
@@ -141,6 +153,172 @@ def test_alibi_forms():
     close(symmetric, base - slope * distance)
     lower = np.tril_indices(4)
     close(causal[lower], symmetric[lower])
+
+
+def test_alibi_with_a_slope_of_a_half():
+    causal = eight_heads({"name": "alibi", "form": "causal"})
+    close(causal[3], [-0.330949, 0.164598, 0.613717, 1.018435])
+    close(softmax_of(causal)[3], [0.324580, 0.602698, 0.795628, 0.878741])
+    close(eight_heads({"name": "alibi"})[1], [0.660324, 1.238573, 0.767443, 0.245784])
+
+
+def softmax_of(logits):
+    """The output of a causal softmax over V."""
+    weights = np.exp(np.where(ROWS >= C, logits, -np.inf))
+    return (weights / weights.sum(-1, keepdims=True)) @ V
+
+
+def bias_of(config, distances, params=None):
+    """What a Toeplitz encoding with one head adds at given look-backs."""
+    shared = registry.build(config).shared(DIMS)
+    (term,) = shared.apply({"params": params or {}}, Place(Positions.arange(4), span=1000))
+    return np.asarray(term.values)[0, 1000 - np.array(distances)]
+
+
+def test_kerple():
+    log = {"r1": jnp.array([1.0]), "r2": jnp.array([0.5])}
+    power = {"r1": jnp.array([0.5]), "r2": jnp.array([1.5])}
+    distances = [0, 1, 2, 5, 100]
+    close(bias_of("kerple_log", distances, log), [0, -0.405465, -0.693147, -1.252763, -3.931826])
+    close(scores("kerple_log", log)[3], [0.252760, 0.471451, 0.708252, 1.018435])
+    np.testing.assert_allclose(
+        bias_of("kerple_power", distances, power), [0, -0.5, -1.414214, -5.590170, -500], atol=2e-6, rtol=1e-5
+    )
+
+
+def test_sandwich():
+    def sums(first):
+        dims = Dims(4, 8, 8, 4, 1, 16)  # c_1 = 1 for eight heads
+        part = registry.build({"name": "sandwich", "first_index": first})
+        (term,) = part.shared(dims).apply({}, Place(Positions.arange(4), span=1000))
+        return np.asarray(term.values)[0, 1000 + np.array([0, 1, 2, 10, 100, 1000])]
+
+    close(sums(0), [64, 62.093684, 57.381861, 42.820023, 30.543455, 10.177728])
+    close(sums(1), [64, 62.553381, 58.798007, 44.659094, 30.681086, 10.610353])
+    close(eight_heads({"name": "sandwich", "width": 4})[3], [1.178608, 1.748251, 2.653969, 3.018435])
+
+
+FIRE = {
+    "hidden_kernel": [[1, -1, 0.5, 2]],
+    "hidden_bias": [0, 0.5, 0.1, -1],
+    "output_kernel": [[-1], [0.3], [-2], [0.7]],
+    "output_bias": [0.1],
+    "c": 0.1,
+    "threshold": 1.0,
+}
+
+
+def fire_bias(threshold, positions=None):
+    """What FIRE adds with the reference's network, for one head."""
+    network = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), FIRE, is_leaf=lambda v: isinstance(v, list))
+    config = {"name": "fire", "width": 4, "threshold": threshold}
+    nothing = jnp.zeros((1, 4 if positions is None else len(positions), 1, 4))
+    found = zoo.encodings.logits(config, nothing, nothing, positions, {"layer": {"network": network}})
+    return np.asarray(found)[0, 0]
+
+
+def test_fire():
+    close(fire_bias(512.0)[3], [-0.102573, -0.056025, -0.005426, 0.050000])
+    near = fire_bias(2.0)
+    close(near[1, :2], [-1.113653, 0.05])
+    close(near[2, :3], [-1.399997, -1.113653, 0.05])
+    close(near[3], [-1.399998, -1.216949, -0.785528, 0.05])
+    close(np.diag(near), [0.05] * 4)
+    far = fire_bias(512.0, jnp.array([0, 500, 999, 1000]))
+    close(far[3, :3], [-1.400000, -1.311166, 0.002501])
+
+
+def test_rope_scalings():
+    linear = {"name": "rope", "layout": "interleaved", "scaling": {"name": "linear", "factor": 2.0}}
+    close(scores(linear)[3], [0.314528, 0.787981, 1.048115, 1.018435])
+    np.testing.assert_allclose(rope_scaling.raised(1e4, 4, 128), 40889.942432)
+    np.testing.assert_allclose(rope_scaling.raised(1e4, 8, 128), 82684.622641)
+    dynamic = rope_scaling.DynamicNtk(2.0, 4096)
+    longer = rope_scaling.plain_frequencies(30527.736749, 128)
+    np.testing.assert_allclose(dynamic.frequencies(1e4, 128, 8192), longer, rtol=1e-9)
+    np.testing.assert_array_equal(dynamic.frequencies(1e4, 128, 4096), rope_scaling.plain_frequencies(1e4, 128))
+
+
+def test_yarn():
+    code = rope_scaling.Yarn(16.0, 4096)
+    paper = rope_scaling.Yarn(16.0, 4096, ramp="rotations")
+    assert code.ends(1e4, 128) == (20, 46)
+    np.testing.assert_allclose(code.temperature, 1.277259, rtol=1e-6)
+    at = [21, 30, 40, 45, 63]
+    np.testing.assert_allclose(
+        code.frequencies(1e4, 128, 1)[at],
+        [0.0469408600, 0.00852684377, 0.000881788963, 0.000151771605, 7.2173874e-06],
+        rtol=1e-7,
+    )
+    np.testing.assert_allclose(
+        paper.frequencies(1e4, 128, 1)[at],
+        [0.0483217292, 0.00393598859, 0.000299155725, 0.0000964259155, 7.2173874e-06],
+        rtol=1e-7,
+    )
+
+
+def test_llama3_frequencies():
+    found = rope_scaling.Llama3().frequencies(5e5, 128, 1)
+    expected = [0.00321144599, 0.00216657076, 0.000524846161, 9.55621235e-05, 3.06892599e-07]
+    np.testing.assert_allclose(found[[28, 29, 32, 35, 63]], expected, rtol=1e-7)
+
+
+def test_xpos():
+    lower = np.tril_indices(4)
+    published = scores({"name": "xpos"})
+    close(published[3], [-0.579649, -0.012416, 0.809683, 1.018435])
+    close(scores({"name": "xpos", "scale_base": 4.0})[3], [-0.133171, 0.080369, 0.650402, 1.018435])
+    # With a huge gamma every power is one.
+    plain = scores({"name": "rope", "layout": "interleaved"})
+    close(scores({"name": "xpos", "gamma": 1e9})[lower], plain[lower])
+
+
+def test_pia():
+    paper = {"name": "pia", "layout": "interleaved", "frequencies": "paper"}
+    close(scores(paper)[3], [1.501993, 1.992719, 2.060837, 1.675166])
+    close(outputs(paper, causal=True)[3], [0.276307, 0.520997, 0.707090, 0.816111])
+
+
+def test_gta():
+    found = outputs("gta", causal=True)
+    close(found[1], [0.227289, 0.279180, 0.508718, 0.643164])
+    close(found[3], [0.454615, 0.269144, 0.821728, 0.892972])
+    close(found[0], V[0])
+    close(scores({"name": "gta"}), scores({"name": "rope", "layout": "interleaved"}))
+    rope = {"name": "rope", "layout": "interleaved"}
+    close(outputs({"name": "gta", "transform_values": False}), outputs(rope))
+
+
+def test_fox():
+    x = jnp.zeros((1, 4, 4)).at[0, :, 0].set(jnp.array([2.0, 1.0, 0.0, -1.0]))
+    gate = {"kernel": jnp.eye(4)[:, :1], "bias": jnp.zeros(1)}
+    q, k = (jnp.asarray(a, jnp.float32)[None, :, None, :] for a in (Q, K))
+    found = np.asarray(zoo.encodings.logits("fox", q, k, params={"layer": {"gate": gate}}, x=x))[0, 0]
+    close(found[3], [-1.150620, -0.841811, -0.199545, 1.018435])
+    close(softmax_of(found)[3], [0.362964, 0.666357, 0.861244, 0.918002])
+    close((found - 0.5 * Q @ K.T)[3], [-2.319671, -2.006409, -1.313262, 0])
+
+
+def test_bipe():
+    positions = Positions(jnp.arange(4)[None], sentence=jnp.array([[0, 0, 1, 1]]), within=jnp.array([[0, 1, 0, 1]]))
+    q, k = (jnp.asarray(a, jnp.float32)[None, :, None, :] for a in (Q, K))
+    rotary = zoo.encodings.logits({"name": "bipe_rope", "layout": "interleaved"}, q, k, positions)
+    close(rotary[0, 0, 3], [0.733434, 0.787981, 1.113717, 1.018435])
+    linear = zoo.encodings.logits({"name": "bipe_alibi", "slope_factor": 128.0}, q, k, positions)
+    close(linear[0, 0, 3], [0.669051, 0.664598, 1.113717, 1.018435])
+
+
+def test_tupe():
+    table = jnp.asarray(np.cos(ROWS + 2 * C), jnp.float32)
+    identity = {"kernel": jnp.eye(4)}
+    plain = {"table": table, "query": identity, "key": identity}
+    tied = {"name": "tupe", "form": "paper", "untie_cls": False}
+    close(scores(tied, plain)[1], [1.347531, 1.554924, 1.103021, 0.425254])
+    untied = scores({"name": "tupe", "form": "paper"}, {**plain, "cls": jnp.array([[0.3], [-0.2]])})
+    content = Q @ K.T / 8**0.5
+    close((untied - content)[0], [0.3] * 4)
+    close((untied - content)[1:, 0], [-0.2] * 3)
+    close((untied - content)[1:, 1:], (scores(tied, plain) - content)[1:, 1:])
 
 
 def test_sinusoids():

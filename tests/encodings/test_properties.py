@@ -75,7 +75,9 @@ def test_decoding_step_by_step_equals_the_full_pass(row):
     pad = jnp.array([2, 0])
     segments = (jnp.arange(7)[None] >= pad[:, None]).astype(jnp.int32)
     token = jnp.maximum(jnp.arange(7)[None] - pad[:, None], 0)
-    full = model.apply(params, ids, segment_ids=segments, positions=Positions(token)).hidden
+    full = jax.jit(lambda i, s, p: model.apply(params, i, segment_ids=s, positions=Positions(p)).hidden)(
+        ids, segments, token
+    )
 
     step = jax.jit(lambda i, s, p, c: model.apply(params, i, segment_ids=s, positions=p, cache=c))
     cache, outputs = model.init_cache(2, 9), []

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from kernels.attention import Positions
+from zoo.errors import UserError
+from zoo.models.sentences import Sentences
 
 
 class DecodingCache(NamedTuple):
@@ -19,6 +21,8 @@ class DecodingCache(NamedTuple):
       token: int32 `[B, S]`, the position of the token in each slot.
       segments: int32 `[B, S]`, its segment; 0 where the slot is empty or holds padding.
       length: int32, slots used.
+      sentence, within: int32 `[B, S]`, where an encoding needs sentences, else None.
+      counted: where sentences are counted from the input ids, those of the last token.
     """
 
     layers: tuple[Any, ...]
@@ -26,6 +30,9 @@ class DecodingCache(NamedTuple):
     token: jax.Array
     segments: jax.Array
     length: jax.Array
+    sentence: jax.Array | None = None
+    within: jax.Array | None = None
+    counted: Sentences | None = None
 
     @property
     def capacity(self) -> int:
@@ -33,20 +40,24 @@ class DecodingCache(NamedTuple):
 
     def positions(self) -> Positions:
         """The positions of all slots, used or not."""
-        return Positions(token=self.token)
+        return Positions(token=self.token, sentence=self.sentence, within=self.within)
 
     def append(self, positions: Positions, segments: jax.Array) -> DecodingCache:
         """The cache with T more slots used, `segments` `[B, T]`.
 
         Raises:
-          ValueError: positions with sentence or grid indices, which the cache does not hold.
+          UserError: positions with indices that the cache does not hold.
         """
-        if not (positions.sentence is None and positions.within is None and positions.grid is None):
-            raise ValueError("decoding keeps token positions only, not sentence or grid indices")
-        token = jnp.broadcast_to(positions.token, segments.shape).astype(jnp.int32)
-        start = (0, self.length)
-        return self._replace(
-            token=jax.lax.dynamic_update_slice(self.token, token, start),
-            segments=jax.lax.dynamic_update_slice(self.segments, segments.astype(jnp.int32), start),
-            length=self.length + segments.shape[1],
-        )
+        given = {name: getattr(positions, name) for name in ("token", "sentence", "within", "grid")}
+        held = {"token": self.token, "sentence": self.sentence, "within": self.within, "grid": None}
+        for name, value in given.items():
+            if value is not None and held[name] is None:
+                raise UserError(f"decoding keeps no {name} positions for this model; leave them out")
+        given["segments"], held["segments"] = segments, self.segments
+
+        def write(slots: jax.Array, value: jax.Array) -> jax.Array:
+            value = jnp.broadcast_to(value, segments.shape).astype(jnp.int32)
+            return jax.lax.dynamic_update_slice(slots, value, (0, self.length))
+
+        written = {name: write(held[name], value) for name, value in given.items() if value is not None}
+        return self._replace(**written, length=self.length + segments.shape[1])

@@ -17,6 +17,7 @@ from zoo.layers.embeddings import Embeddings
 from zoo.layers.norms import LayerNorm, Norm
 from zoo.mixers import Style
 from zoo.models.cache import DecodingCache
+from zoo.models.sentences import Sentences, count, nothing
 from zoo.models.stage import Stage, distinct_encodings, scanned
 
 
@@ -120,13 +121,16 @@ class Transformer(nn.Module):
           hidden_states: return every layer's output.
         """
         queries = self._positions(input_ids, positions, cache)
+        counted = self._sentences(input_ids, segment_ids, queries, cache)
+        if counted is not None:
+            queries = dataclasses.replace(queries, sentence=counted.sentence, within=counted.within)
         place = Place(queries, span=self._span(queries, cache), train=train)
         if cache is None:
             mask = AttentionMask(causal=self.causal, query_segments=segment_ids, key_segments=segment_ids)
             embedding_cache = (None,) * len(self.encodings.parts)
         else:
             segments = jnp.ones_like(input_ids) if segment_ids is None else segment_ids
-            cache = cache.append(queries, segments)
+            cache = cache.append(queries, segments)._replace(counted=None if counted is None else counted.last())
             mask = AttentionMask(causal=True, query_segments=segments, key_segments=cache.segments)
             place = dataclasses.replace(place, keys=cache.positions())
             embedding_cache = cache.embedding
@@ -179,6 +183,11 @@ class Transformer(nn.Module):
         carrying = [part.name for part in distinct_encodings(self.stages) if "side" in part.facts().kinds]
         if len(set(carrying)) < len(carrying):
             raise UserError(f"two variants of one encoding carry state from layer to layer: {', '.join(carrying)}")
+        if len(self._separators()) > 1:
+            raise UserError(
+                f"the encodings end sentences with different separators, {' and '.join(map(str, self._separators()))}; "
+                "make them equal"
+            )
 
     def init_cache(self, batch: int, max_length: int) -> DecodingCache:
         """An empty cache of `max_length` slots for `batch` rows; needs no parameters.
@@ -202,12 +211,16 @@ class Transformer(nn.Module):
             layers.append(jax.tree.map(lambda a, lead=lead: jnp.broadcast_to(a, lead + a.shape), one))
         width = dataclasses.replace(self.dims, model_dim=self.embedding_dim)
         slots = jnp.zeros((batch, max_length), jnp.int32)
+        sentences = slots if any(part.facts().sentences for part in encodings) else None
         return DecodingCache(
             layers=tuple(layers),
             embedding=tuple(e.init_embedding_cache(width, batch, max_length, self.style.dtype) for e in encodings),
             token=slots,
             segments=slots,
             length=jnp.zeros((), jnp.int32),
+            sentence=sentences,
+            within=sentences,
+            counted=nothing(batch) if self._separators() else None,
         )
 
     def block_specs(self) -> tuple[BlockSpec, ...]:
@@ -242,11 +255,31 @@ class Transformer(nn.Module):
             given = Positions(cache.length + jnp.arange(length)[None])
         elif not isinstance(given, Positions):
             given = Positions(token=given)
-        if given.sentence is None and any(part.facts().sentences for part in self.encodings.parts):
-            raise UserError(
-                "an encoding needs sentence indices: give positions as Positions(token, sentence=…, within=…)"
-            )
         return given
+
+    def _separators(self) -> tuple[tuple[int, ...], ...]:
+        """What the encodings end sentences with, each once."""
+        found = (part.facts().separators for part in distinct_encodings(self.stages))
+        return tuple(dict.fromkeys(separators for separators in found if separators))
+
+    def _sentences(
+        self, input_ids: jax.Array, segment_ids: jax.Array | None, given: Positions, cache: DecodingCache | None
+    ) -> Sentences | None:
+        """The sentences that an encoding needs, counted from the ids where the positions do not say."""
+        needing = [part.name for part in self.encodings.parts if part.facts().sentences]
+        if cache is not None and cache.counted is not None and given.sentence is not None:
+            raise UserError(
+                "this cache counts sentences from the input ids: leave sentence indices out of the positions"
+            )
+        if not needing or given.sentence is not None:
+            return None
+        if not self._separators():
+            raise UserError(
+                f"encoding {' and '.join(map(repr, needing))} needs sentence indices: give it separators=(…), the ids of the "
+                "tokens that end a sentence, or positions as Positions(token, sentence=…, within=…); rope and alibi need "
+                "neither"
+            )
+        return count(input_ids, self._separators()[0], segment_ids, None if cache is None else cache.counted)
 
     def _span(self, queries: Positions, cache: DecodingCache | None) -> int:
         length = queries.length if cache is None else cache.capacity
