@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import attention_memory, pretraining_step, startup
+from benchmarks import attention, attention_memory, pretraining_step, startup
 from benchmarks import input as input_benchmark
 from benchmarks.report import table
 from benchmarks.training import Training, random_batch
@@ -137,3 +137,14 @@ def test_documents_of_a_random_batch():
     np.testing.assert_array_equal(np.cumsum(starts, 1), batch["segment_ids"])
     assert (np.diff(batch["positions"], axis=1)[~starts[:, 1:]] == 1).all()
     assert (np.diff(batch["masked_positions"], axis=1) > 0).all(), "no token is masked twice"
+
+
+def test_attention(tmp_path, capsys):
+    attention.main(
+        ["--lengths=16,32", "--tokens=64", "--heads=2", "--head-dim=8", "--repeats=1", f"--json={tmp_path / 'rows'}"]
+    )
+    tables = printed_tables(capsys)
+    rows = [row for table in tables for row in table if "cuDNN" not in row["attention"]]
+    assert len(tables) == 2 and len(rows) == 10
+    assert_numbers(rows, "attention")
+    assert len((tmp_path / "rows").read_text().splitlines()) == 14

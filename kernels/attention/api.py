@@ -17,7 +17,7 @@ from kernels.attention.validate import check_arrays, check_mask, check_terms
 
 Implementation = Literal["reference", "xla", "pallas_tpu", "pallas_gpu"]
 
-_IMPLEMENTATIONS = {"reference": reference.attention, "xla": xla.attention}
+_IMPLEMENTATIONS = ("reference", "xla", "pallas_gpu")
 _log = logging.getLogger(__name__)
 
 
@@ -127,9 +127,15 @@ def _dropout(dropout: tuple[float, Array] | None) -> tuple[float, Array] | None:
 
 
 def _named(name: str):
-    if name not in _IMPLEMENTATIONS:
-        exist = ", ".join(_IMPLEMENTATIONS)
-        known = name in ("pallas_tpu", "pallas_gpu")
-        reason = "this version has no such kernel" if known else "there is no such implementation"
-        raise ValueError(f"attention implementation {name!r}: {reason}; those that exist: {exist}")
-    return _IMPLEMENTATIONS[name]
+    match name:
+        case "reference":
+            return reference.attention
+        case "xla":
+            return xla.attention
+        case "pallas_gpu":
+            from kernels.attention import pallas_gpu  # Mosaic GPU takes a second to import
+
+            return pallas_gpu.attention
+    exist = ", ".join(_IMPLEMENTATIONS)
+    reason = "this version has no such kernel" if name == "pallas_tpu" else "there is no such implementation"
+    raise ValueError(f"attention implementation {name!r}: {reason}; those that exist: {exist}")

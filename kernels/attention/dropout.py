@@ -28,6 +28,17 @@ def keep_mask(
 
     The indices are those of the whole arrays, so that a tile gets the bits of its place whatever the tiling.
     """
+    first, second = row_words(words, batch, heads, query_index)
+    # One scramble per entry, with the row's second word put in half way: two rows then never share a shifted sequence.
+    x = first[..., None] ^ (key_index.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))[None, None, None, :]
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D) + second[..., None]
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    x = x ^ (x >> 16)
+    return x >= jnp.uint32(threshold(rate))
+
+
+def row_words(words: jax.Array, batch: int, heads: int, query_index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two uint32 `[B, N, T]`, from which the hash of an entry goes on with its key index."""
     axes = (
         jnp.arange(batch, dtype=jnp.uint32)[:, None, None],
         jnp.arange(heads, dtype=jnp.uint32)[None, :, None],
@@ -37,9 +48,9 @@ def keep_mask(
     for axis in axes:
         first = _scramble(first.reshape((1,) * (axis.ndim - first.ndim) + first.shape) ^ axis)
         second = _scramble(second.reshape((1,) * (axis.ndim - second.ndim) + second.shape) + axis)
-    # One scramble per entry, with the row's second word put in half way: two rows then never share a shifted sequence.
-    x = first[..., None] ^ (key_index.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))[None, None, None, :]
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D) + second[..., None]
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    x = x ^ (x >> 16)
-    return x >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+    return first, second
+
+
+def threshold(rate: float) -> int:
+    """A hash below it drops its entry."""
+    return min(round(rate * 2**32), 2**32 - 1)

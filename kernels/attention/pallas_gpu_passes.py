@@ -1,0 +1,690 @@
+"""The kernels of `pallas_gpu`: one forward and two backward passes over tiles, each a program that others need not wait for.
+
+A program owns a tile of queries (forward, dq) or of keys (dkv) and runs over the tiles of the other side, which one warpgroup
+loads while the others compute. Scores are in base 2: the scale and every bias are multiplied by log2(e), and lse is
+log2 Σ 2^score. In dkv the tile is transposed, keys by queries, so that both of its products have the accumulators' side first.
+
+Nothing is shared between programs: no atomics, the same bits in every run.
+
+Source: Dao 2023 (arXiv:2307.08691), Shah et al. 2024 (arXiv:2407.08608).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from kernels.attention import mosaic
+from kernels.attention.dropout import threshold
+from kernels.attention.skew import unskew
+
+# A hidden score, and the least maximum of a row: 2 to the power of their difference is zero, so rows need no second look.
+HIDDEN, FLOOR = -1e30, -1e20
+PROGRAMS = 264  # two for each multiprocessor of an H100
+STAGES = 2  # tiles of the other side in shared memory at a time
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows and columns of one warpgroup's tile, and how many warpgroups compute."""
+
+    rows: int
+    columns: int
+    warpgroups: int = 2
+
+    @property
+    def program(self) -> int:
+        """Rows of one program."""
+        return self.rows * self.warpgroups
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The static part of a call; `queries` and `keys` are padded to whole tiles, widths to what the matrix units take."""
+
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    kv_heads: int
+    width: int
+    value_width: int
+    scale: float  # times log2(e)
+    offset: int  # query i stands at the key's index i + offset
+    left: int | None  # visible: −left ≤ r ≤ right
+    right: int | None
+    past_or_prefix: bool  # visible: r ≤ 0 or the key is in the prefix
+    column_bias: bool
+    rate: float
+    interpret: bool
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+    @property
+    def slope(self) -> float:
+        """The derivative of a score in base e by ⟨q, k⟩: the scale of the call."""
+        return self.scale * math.log(2)
+
+    @property
+    def wide(self) -> bool:
+        return max(self.width, self.value_width) > 64
+
+    # As many columns as fit the registers without a spill (tests/aot); wider tiles are faster (docs/kernels.md).
+
+    @property
+    def forward(self) -> Blocks:
+        return Blocks(64, 64 if self.wide else 128)
+
+    @property
+    def dq(self) -> Blocks:
+        return Blocks(64, 64 if self.wide else 128)
+
+    @property
+    def dkv(self) -> Blocks:
+        masked = self.left is not None or self.right is not None or self.past_or_prefix
+        return Blocks(64, 64 if self.wide or masked or self.column_bias or self.rate > 0 else 128)
+
+    @property
+    def table(self) -> Blocks:
+        return Blocks(64, 64, 1) if self.wide else Blocks(64, 128)
+
+    def parts_of_the_batch(self, diagonals: int) -> int:
+        """Into how many parts the table's pass divides the batch, so that there are programs for every multiprocessor."""
+        wanted = -(-PROGRAMS // (self.heads * diagonals))
+        return next(n for n in range(min(wanted, self.batch), 0, -1) if self.batch % n == 0)
+
+    @property
+    def least(self) -> int:
+        """The smallest relative position of the padded lengths."""
+        return 1 - self.queries - self.offset
+
+    def keys_of(self, first: Any, count: int, block: int) -> tuple[Any, Any]:
+        """(the first tile of `block` keys, how many) that the `count` queries from `first` may see; at least one."""
+        return self._tiles(first + self.offset, count, self.left, self.right, self.keys, block)
+
+    def queries_of(self, first: Any, count: int, block: int) -> tuple[Any, Any]:
+        """(the first tile of `block` queries, how many) that may see one of the `count` keys from `first`; at least one."""
+        return self._tiles(first - self.offset, count, self.right, self.left, self.queries, block)
+
+    def _tiles(self, first, count, left, right, length, block):
+        tiles = length // block
+        low = 0 if left is None else lax.min(lax.max(first - left, 0) // block, tiles - 1)
+        if right is None:
+            return low, tiles - low
+        high = lax.min(lax.max(first + count + right + block - 1, 0) // block, tiles)
+        return low, lax.max(high - low, 1)
+
+
+@dataclass(frozen=True)
+class Diagonals:
+    """The windows of a table of relative positions that tiles look into: one for all tiles on a diagonal.
+
+    Programs own `rows` queries (or keys: `transposed`) and meet tiles of `columns` of the other side; `rows` is a multiple of
+    `columns`. Window c holds `rows + columns` values in turn, from relative position c · columns + `plan.least` on.
+    """
+
+    plan: Plan
+    rows: int
+    columns: int
+    transposed: bool = False
+
+    @property
+    def step(self) -> int:
+        """Diagonals between a program and the next."""
+        return self.rows // self.columns
+
+    @property
+    def before(self) -> int:
+        """Diagonals left of the one through the first program and its first tile."""
+        if self.transposed:
+            return self.plan.queries // self.columns - 1
+        return (self.plan.queries // self.rows - 1) * self.step
+
+    @property
+    def count(self) -> int:
+        if self.transposed:
+            return self.before + (self.plan.keys // self.rows - 1) * self.step + 1
+        return self.before + self.plan.keys // self.columns
+
+    def of(self, program: Any, tile: Any) -> Any:
+        """The diagonal on which a program meets a tile."""
+        return self.before + (program * self.step - tile if self.transposed else tile - program * self.step)
+
+    def tile(self, diagonal: Any, program: Any) -> Any:
+        """The tile that a program (not transposed) meets on a diagonal."""
+        return diagonal - self.before + program * self.step
+
+    def programs_on(self, diagonal: Any) -> tuple[Any, Any]:
+        """(the first program, how many), not transposed; a tile outside mask or arrays is never among them."""
+        ahead = diagonal - self.before
+        low = lax.max(self.step - 1 - ahead, 0) // self.step
+        tiles = self.plan.keys // self.columns
+        high = lax.min((tiles - 1 - ahead) // self.step + 1, self.plan.queries // self.rows)
+        return low, high - low
+
+    def part(self, windows: tuple, warpgroup: Any) -> Any:
+        """What of a program's window the tile of one warpgroup, 64 rows, looks into; None without a table."""
+        start = warpgroup * 64 if self.transposed else self.rows - 64 - warpgroup * 64
+        return windows[0].at[pl.ds(start, 64 + self.columns)] if windows else None
+
+    def windows(self, table: jax.Array) -> jax.Array:
+        """`[N, count, rows + columns]` of a table `[N, T + S − 1]` whose first column is the smallest relative position."""
+        length = (self.count + self.step) * self.columns
+        blocks = jnp.pad(table, ((0, 0), (0, length - table.shape[1]))).reshape(table.shape[0], -1, self.columns)
+        return jnp.concatenate([blocks[:, s : s + self.count] for s in range(self.step + 1)], axis=-1)
+
+    def gradient(self, tiles: jax.Array) -> jax.Array:
+        """The transpose of `windows` and the look-up: `[N, T + S − 1]` of sums of tiles `[N, count, rows, columns]`."""
+        per_window = jnp.sum(unskew(tiles, self.rows + self.columns), axis=-2)
+        total = jnp.zeros((tiles.shape[0], (self.count + self.step) * self.columns), tiles.dtype)
+        for s in range(self.step + 1):
+            part = per_window[..., s * self.columns : (s + 1) * self.columns].reshape(tiles.shape[0], -1)
+            total = total + jnp.pad(part, ((0, 0), (s * self.columns, (self.step - s) * self.columns)))
+        return total[:, : self.plan.queries + self.plan.keys - 1]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Where one tile of scores stands; `transposed` has keys first."""
+
+    shape: tuple[int, int]
+    first_query: Any
+    first_key: Any
+    transposed: bool = False
+
+    def of_queries(self, vector: jax.Array) -> jax.Array:
+        return mosaic.spread(vector, self.shape, int(self.transposed))
+
+    def of_keys(self, vector: jax.Array) -> jax.Array:
+        return mosaic.spread(vector, self.shape, int(not self.transposed))
+
+    def query_index(self) -> jax.Array:
+        return mosaic.index(self.shape, int(self.transposed)) + self.first_query
+
+    def key_index(self) -> jax.Array:
+        return mosaic.index(self.shape, int(not self.transposed)) + self.first_key
+
+
+def scores(
+    plan: Plan, tile: Tile, product: jax.Array, rows: dict, columns: dict, window: Any
+) -> tuple[jax.Array, float]:
+    """(s, c): the scores log2(e) · (scale · product + biases) are c · s, HIDDEN or less where the key is not visible.
+
+    Without biases s is the product and c the scale, which the exponential then multiplies at no cost. window: the part of the
+    table of `Toeplitz` terms that the tile looks into, or None.
+    """
+    biases = [tile.of_keys(columns["bias"])] if "bias" in columns else []
+    if window is not None:
+        biases.append(mosaic.toeplitz(window, tile.shape, transposed=tile.transposed, interpret=plan.interpret))
+    s, factor = product, plan.scale
+    if biases or plan.scale <= 0:
+        s, factor = functools.reduce(operator.add, biases, product * plan.scale), 1.0
+    visible = []
+    if plan.left is not None or plan.right is not None or plan.past_or_prefix:
+        r = tile.key_index() - tile.query_index() - plan.offset
+        if plan.left is not None:
+            visible.append(r >= -plan.left)
+        if plan.right is not None:
+            visible.append(r <= plan.right)
+        if plan.past_or_prefix:
+            visible.append((r <= 0) | (tile.of_keys(columns["prefix"]) > 0))
+    if "segments" in rows:
+        visible.append(tile.of_queries(rows["segments"]) == tile.of_keys(columns["segments"]))
+    for part in visible:
+        s = jnp.where(part, s, mosaic.zeros(tile.shape, value=HIDDEN / min(factor, 1.0)))
+    return s, factor
+
+
+def dropped(plan: Plan, tile: Tile, p: jax.Array, rows: dict) -> jax.Array:
+    """Dropout of probabilities, and of their cotangents; the bits are those of `kernels.attention.dropout`."""
+    if plan.rate == 0:
+        return p
+    x = tile.of_queries(rows["first"]) ^ (tile.key_index().astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D) + tile.of_queries(rows["second"])
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    x = x ^ (x >> 16)
+    keep = x >= jnp.uint32(threshold(plan.rate))
+    return jnp.where(keep, p * (1 / (1 - plan.rate)), mosaic.zeros(tile.shape))
+
+
+class Given(NamedTuple):
+    """What masks, terms and dropout say: of each query `[B, T]` or `[B, N, T]`, of each key likewise, of each distance.
+
+    table: `[N, T + S − 1]`, log2(e) times the sum of `Toeplitz` terms from the smallest relative position on; None without.
+    """
+
+    rows: dict[str, jax.Array]
+    columns: dict[str, jax.Array]
+    table: jax.Array | None
+
+    def with_rows(self, **more: jax.Array) -> Given:
+        return self._replace(rows=self.rows | more)
+
+    def operands(self, diagonals: Diagonals) -> list[jax.Array]:
+        tables = [] if self.table is None else [diagonals.windows(self.table)]
+        return [*self.rows.values(), *self.columns.values(), *tables]
+
+    def split(self, values: tuple) -> tuple[dict, dict, tuple, tuple]:
+        """`operands`, or what stands for them in a kernel, as (rows, columns, () or (windows,), the rest)."""
+        first, second = len(self.rows), len(self.rows) + len(self.columns)
+        third = second + (self.table is not None)
+        rows = dict(zip(self.rows, values[:first], strict=True))
+        columns = dict(zip(self.columns, values[first:second], strict=True))
+        return rows, columns, values[second:third], values[third:]
+
+
+def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
+    """(out `[B, T, N, Hv]`, lse `[B, N, T]`) of q `[B, T, N, H]`, k, v `[B, S, K, ·]`."""
+    block = plan.forward
+    diagonals = Diagonals(plan, block.program, block.columns)
+
+    def body(q_ref, k_ref, v_ref, *refs):
+        row_refs, column_refs, tables, (out_ref, lse_ref, q_tile, out_tile, lse_tile, barriers) = given.split(refs)
+        b, h, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
+        warpgroup = lax.axis_index("warpgroup")
+        first_query = program * block.program + warpgroup * block.rows
+        low, tiles = plan.keys_of(program * block.program, block.program, block.columns)
+        kv_head = h // plan.group
+
+        def compute(run):
+            here = pl.ds(first_query, block.rows)
+            _fetch([(q_ref.at[b, here, h], q_tile.at[warpgroup])], barriers.at[warpgroup])
+            carry = (
+                mosaic.zeros((block.rows, plan.value_width)),
+                mosaic.zeros((block.rows,), mosaic.ROWS, FLOOR),
+                mosaic.zeros((block.rows,), mosaic.ROWS),
+                _vectors(row_refs, b, h, here, mosaic.ROWS),
+            )
+            total, top, mass, _ = run(carry)
+            mass = lax.max(mass, mosaic.zeros((block.rows,), mosaic.ROWS, 1e-30))  # a row that saw nothing
+            out_tile.at[warpgroup][...] = (total / mosaic.spread(mass, total.shape, 0)).astype(q.dtype)
+            lse_tile.at[warpgroup][...] = top + jnp.log2(mass)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(out_tile.at[warpgroup], out_ref.at[b, here, h])
+            plgpu.copy_smem_to_gmem(lse_tile.at[warpgroup], lse_ref.at[b, h, here])
+            plgpu.wait_smem_to_gmem(0)
+
+        def step(indices, k_tile, v_tile, column_tiles, windows, carry):
+            total, top, mass, row_vectors = carry
+            number = low + indices[0]
+            tile = Tile((block.rows, block.columns), first_query, number * block.columns)
+            s = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
+            window = diagonals.part(windows, warpgroup)
+            s, factor = scores(plan, tile, s, row_vectors, _loaded(column_tiles, mosaic.COLUMNS), window)
+            higher = lax.max(top, jnp.max(s, axis=1) * factor)
+            p = jnp.exp2(s * factor - tile.of_queries(higher))
+            shrink = jnp.exp2(top - higher)
+            mass = mass * shrink + jnp.sum(p, axis=1)
+            total = total * mosaic.spread(shrink, total.shape, 0)
+            p = dropped(plan, tile, p, row_vectors).astype(q.dtype)
+            total = mosaic.add_product(total, p, v_tile, interpret=plan.interpret)
+            return total, higher, mass, row_vectors
+
+        def at(t):
+            return b, low + t, kv_head
+
+        _over_tiles(
+            step,
+            compute,
+            (tiles,),
+            [
+                (k_ref, _tile_spec(block.columns, plan.width, at)),
+                (v_ref, _tile_spec(block.columns, plan.value_width, at)),
+                _vector_specs(column_refs, block.columns, lambda t: (b, low + t, h)),
+                _window_specs(tables, diagonals, lambda t: (h, diagonals.of(program, low + t))),
+            ],
+            block.warpgroups,
+        )
+
+    return mosaic.kernel(
+        body,
+        out=(
+            jax.ShapeDtypeStruct((plan.batch, plan.queries, plan.heads, plan.value_width), q.dtype),
+            jax.ShapeDtypeStruct((plan.batch, plan.heads, plan.queries), jnp.float32),
+        ),
+        scratch=[
+            plgpu.SMEM((block.warpgroups, block.rows, plan.width), q.dtype),
+            plgpu.SMEM((block.warpgroups, block.rows, plan.value_width), q.dtype),
+            plgpu.SMEM((block.warpgroups, block.rows), jnp.float32),
+            plgpu.Barrier(num_barriers=block.warpgroups),
+        ],
+        grid={"head": plan.heads, "tile": plan.queries // block.program, "batch": plan.batch},
+        warpgroups=block.warpgroups,
+        interpret=plan.interpret,
+    )(q, k, v, *given.operands(diagonals))
+
+
+def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
+    """The gradient of q; the rows hold lse and delta, too, the latter Σ gradient · out of each query."""
+    block = plan.dq
+    diagonals = Diagonals(plan, block.program, block.columns)
+
+    def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
+        row_refs, column_refs, tables, (dq_ref, q_tile, gradient_tile, barriers) = given.split(refs)
+        b, h, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
+        warpgroup = lax.axis_index("warpgroup")
+        first_query = program * block.program + warpgroup * block.rows
+        low, tiles = plan.keys_of(program * block.program, block.program, block.columns)
+        kv_head = h // plan.group
+
+        def compute(run):
+            here = pl.ds(first_query, block.rows)
+            fetched = [
+                (q_ref.at[b, here, h], q_tile.at[warpgroup]),
+                (gradient_ref.at[b, here, h], gradient_tile.at[warpgroup]),
+            ]
+            _fetch(fetched, barriers.at[warpgroup])
+            total, _ = run((mosaic.zeros((block.rows, plan.width)), _vectors(row_refs, b, h, here, mosaic.ROWS)))
+            q_tile.at[warpgroup][...] = (total * plan.slope).astype(q.dtype)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(q_tile.at[warpgroup], dq_ref.at[b, here, h])
+            plgpu.wait_smem_to_gmem(0)
+
+        def step(indices, k_tile, v_tile, column_tiles, windows, carry):
+            total, row_vectors = carry
+            number = low + indices[0]
+            tile = Tile((block.rows, block.columns), first_query, number * block.columns)
+            product = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
+            dp = mosaic.product(gradient_tile.at[warpgroup], v_tile, tile.shape)
+            column_vectors = _loaded(column_tiles, mosaic.COLUMNS)
+            window = diagonals.part(windows, warpgroup)
+            p = _probabilities(plan, tile, product, row_vectors, column_vectors, window)
+            ds = _gradients(plan, tile, p, dp, row_vectors)
+            return mosaic.add_product(total, ds.astype(q.dtype), k_tile, interpret=plan.interpret), row_vectors
+
+        def at(t):
+            return b, low + t, kv_head
+
+        _over_tiles(
+            step,
+            compute,
+            (tiles,),
+            [
+                (k_ref, _tile_spec(block.columns, plan.width, at)),
+                (v_ref, _tile_spec(block.columns, plan.value_width, at)),
+                _vector_specs(column_refs, block.columns, lambda t: (b, low + t, h)),
+                _window_specs(tables, diagonals, lambda t: (h, diagonals.of(program, low + t))),
+            ],
+            block.warpgroups,
+        )
+
+    return mosaic.kernel(
+        body,
+        out=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        scratch=[
+            plgpu.SMEM((block.warpgroups, block.rows, plan.width), q.dtype),
+            plgpu.SMEM((block.warpgroups, block.rows, plan.value_width), q.dtype),
+            plgpu.Barrier(num_arrivals=2, num_barriers=block.warpgroups),
+        ],
+        grid={"head": plan.heads, "tile": plan.queries // block.program, "batch": plan.batch},
+        warpgroups=block.warpgroups,
+        interpret=plan.interpret,
+    )(q, k, v, gradient, *given.operands(diagonals))
+
+
+def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradients of k and v, and of the keys' bias `[B, K, S]`, each summed over the query heads that read it."""
+    block = plan.dkv
+    diagonals = Diagonals(plan, block.program, block.columns, transposed=True)
+
+    def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
+        row_refs, column_refs, tables, refs = given.split(refs)
+        dk_ref, dv_ref, db_ref, k_tile, v_tile, db_tile, barriers = refs
+        b, kv_head, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
+        warpgroup = lax.axis_index("warpgroup")
+        first_key = program * block.program + warpgroup * block.rows
+        low, tiles = plan.queries_of(program * block.program, block.program, block.columns)
+
+        def compute(run):
+            here = pl.ds(first_key, block.rows)
+            fetched = [
+                (k_ref.at[b, here, kv_head], k_tile.at[warpgroup]),
+                (v_ref.at[b, here, kv_head], v_tile.at[warpgroup]),
+            ]
+            _fetch(fetched, barriers.at[warpgroup])
+            carry = (
+                mosaic.zeros((block.rows, plan.width)),
+                mosaic.zeros((block.rows, plan.value_width)),
+                mosaic.zeros((block.rows,), mosaic.ROWS),
+                _vectors(column_refs, b, kv_head, here, mosaic.ROWS),
+            )
+            dk, dv, db, _ = run(carry)
+            k_tile.at[warpgroup][...] = (dk * plan.slope).astype(k.dtype)
+            v_tile.at[warpgroup][...] = dv.astype(v.dtype)
+            db_tile.at[warpgroup][...] = db
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(k_tile.at[warpgroup], dk_ref.at[b, here, kv_head])
+            plgpu.copy_smem_to_gmem(v_tile.at[warpgroup], dv_ref.at[b, here, kv_head])
+            plgpu.copy_smem_to_gmem(db_tile.at[warpgroup], db_ref.at[b, kv_head, here])
+            plgpu.wait_smem_to_gmem(0)
+
+        def step(indices, q_tile, gradient_tile, row_tiles, windows, carry):
+            dk, dv, db, column_vectors = carry
+            number = low + indices[1]
+            tile = Tile((block.rows, block.columns), number * block.columns, first_key, transposed=True)
+            product = mosaic.product(k_tile.at[warpgroup], q_tile, tile.shape)
+            row_vectors = _loaded(row_tiles, mosaic.COLUMNS)
+            window = diagonals.part(windows, warpgroup)
+            p = _probabilities(plan, tile, product, row_vectors, column_vectors, window)
+            kept = dropped(plan, tile, p, row_vectors).astype(q.dtype)
+            dv = mosaic.add_product(dv, kept, gradient_tile, interpret=plan.interpret)
+            dp = mosaic.product(v_tile.at[warpgroup], gradient_tile, tile.shape)
+            ds = _gradients(plan, tile, p, dp, row_vectors)
+            dk = mosaic.add_product(dk, ds.astype(q.dtype), q_tile, interpret=plan.interpret)
+            if "bias" in given.columns:
+                db = db + jnp.sum(ds, axis=1)
+            return dk, dv, db, column_vectors
+
+        def at(g, t):
+            return b, low + t, kv_head * plan.group + g
+
+        _over_tiles(
+            step,
+            compute,
+            (plan.group, tiles),
+            [
+                (q_ref, _tile_spec(block.columns, plan.width, at)),
+                (gradient_ref, _tile_spec(block.columns, plan.value_width, at)),
+                _vector_specs(row_refs, block.columns, at),
+                _window_specs(
+                    tables, diagonals, lambda g, t: (kv_head * plan.group + g, diagonals.of(program, low + t))
+                ),
+            ],
+            block.warpgroups,
+        )
+
+    return mosaic.kernel(
+        body,
+        out=(
+            jax.ShapeDtypeStruct(k.shape, k.dtype),
+            jax.ShapeDtypeStruct(v.shape, v.dtype),
+            jax.ShapeDtypeStruct((plan.batch, plan.kv_heads, plan.keys), jnp.float32),
+        ),
+        scratch=[
+            plgpu.SMEM((block.warpgroups, block.rows, plan.width), q.dtype),
+            plgpu.SMEM((block.warpgroups, block.rows, plan.value_width), q.dtype),
+            plgpu.SMEM((block.warpgroups, block.rows), jnp.float32),
+            plgpu.Barrier(num_arrivals=2, num_barriers=block.warpgroups),
+        ],
+        grid={"head": plan.kv_heads, "tile": plan.keys // block.program, "batch": plan.batch},
+        warpgroups=block.warpgroups,
+        interpret=plan.interpret,
+    )(q, k, v, gradient, *given.operands(diagonals))
+
+
+def backward_table(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
+    """The gradient of the table, `[N, T + S − 1]`: a program sums the tiles of one diagonal over a part of the batch."""
+    block = plan.table
+    diagonals = Diagonals(plan, block.program, block.columns)
+    parts = plan.parts_of_the_batch(diagonals.count)
+
+    def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
+        row_refs, column_refs, tables, (out_ref, out_tile) = given.split(refs)
+        h, diagonal, part = lax.axis_index("head"), lax.axis_index("diagonal"), lax.axis_index("part")
+        warpgroup = lax.axis_index("warpgroup")
+        kv_head = h // plan.group
+        own = pl.ds(warpgroup * block.rows, block.rows)
+        halves = range(block.columns // 64)  # computed in turn, so that the sums of both fit the registers
+        low, tiles = diagonals.programs_on(diagonal)
+
+        def compute(run):
+            totals = run(tuple(mosaic.zeros((block.rows, 64)) for _ in halves))
+            for half, total in zip(halves, totals, strict=True):
+                out_tile.at[warpgroup, half][...] = total
+            plgpu.commit_smem()
+            for half in halves:
+                plgpu.copy_smem_to_gmem(out_tile.at[warpgroup, half], out_ref.at[part, h, diagonal, half, own])
+            plgpu.wait_smem_to_gmem(0)
+
+        def step(indices, q_tile, gradient_tile, k_tile, v_tile, row_tiles, column_tiles, windows, totals):
+            program = low + indices[1]
+            first_query = program * block.program + warpgroup * block.rows
+            row_vectors = {name: mosaic.load(ref.at[own], mosaic.ROWS) for name, ref in row_tiles.items()}
+            added = []
+            for half, total in zip(halves, totals, strict=True):
+                here = pl.ds(half * 64, 64)
+                first_key = diagonals.tile(diagonal, program) * block.columns + half * 64
+                tile = Tile((block.rows, 64), first_query, first_key)
+                start = block.program - block.rows * (1 + warpgroup) + half * 64
+                window = windows[0].at[pl.ds(start, block.rows + 64)]
+                column_vectors = {name: mosaic.load(ref.at[here], mosaic.COLUMNS) for name, ref in column_tiles.items()}
+                product = mosaic.product(q_tile.at[own], k_tile.at[here], tile.shape)
+                p = _probabilities(plan, tile, product, row_vectors, column_vectors, window)
+                dp = mosaic.product(gradient_tile.at[own], v_tile.at[here], tile.shape)
+                ds = _gradients(plan, tile, p, dp, row_vectors)
+                added.append(total + ds)
+            return tuple(added)
+
+        def of_rows(s, t):
+            return part * (plan.batch // parts) + s, low + t, h
+
+        def of_columns(head):
+            return lambda s, t: (part * (plan.batch // parts) + s, diagonals.tile(diagonal, low + t), head)
+
+        _over_tiles(
+            step,
+            compute,
+            (plan.batch // parts, tiles),
+            [
+                (q_ref, _tile_spec(block.program, plan.width, of_rows)),
+                (gradient_ref, _tile_spec(block.program, plan.value_width, of_rows)),
+                (k_ref, _tile_spec(block.columns, plan.width, of_columns(kv_head))),
+                (v_ref, _tile_spec(block.columns, plan.value_width, of_columns(kv_head))),
+                _vector_specs(row_refs, block.program, of_rows),
+                _vector_specs(column_refs, block.columns, of_columns(h)),
+                _window_specs(tables, diagonals, lambda s, t: (h, diagonal + 0 * (s + t))),
+            ],
+            block.warpgroups,
+        )
+
+    shape = (parts, plan.heads, diagonals.count, block.columns // 64, block.program, 64)
+    tiles = mosaic.kernel(
+        body,
+        out=jax.ShapeDtypeStruct(shape, jnp.float32),
+        scratch=[plgpu.SMEM((block.warpgroups, block.columns // 64, block.rows, 64), jnp.float32)],
+        grid={"head": plan.heads, "diagonal": diagonals.count, "part": parts},
+        warpgroups=block.warpgroups,
+        interpret=plan.interpret,
+    )(q, k, v, gradient, *given.operands(diagonals))
+    tiles = jnp.moveaxis(jnp.sum(tiles, axis=0), 2, 3)
+    return diagonals.gradient(tiles.reshape(*tiles.shape[:3], block.columns))
+
+
+def _probabilities(plan: Plan, tile: Tile, product, rows: dict, columns: dict, window) -> jax.Array:
+    """p before dropout, from the products q kᵀ and the rows' lse."""
+    s, factor = scores(plan, tile, product, rows, columns, window)
+    return jnp.exp2(s * factor - tile.of_queries(rows["lse"]))
+
+
+def _gradients(plan: Plan, tile: Tile, p: jax.Array, products: jax.Array, rows: dict) -> jax.Array:
+    """dS, of the scores in base e, from the products dO vᵀ and the rows' delta."""
+    return p * (dropped(plan, tile, products, rows) - tile.of_queries(rows["delta"]))
+
+
+def _over_tiles(step, compute, grid, operands, warpgroups: int) -> None:
+    """Runs `step` over `grid` within `compute`, which gives the first carry and takes the last.
+
+    operands: (ref, spec), or dicts and tuples of them; `step` is given their tiles in the same form.
+    """
+    is_pair = lambda x: isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], plgpu.BlockSpec)  # noqa: E731
+    pairs, tree = jax.tree.flatten(operands, is_leaf=is_pair)
+
+    def flat_step(indices, *tiles_and_carry):
+        *tiles, carry = tiles_and_carry
+        return step(indices, *jax.tree.unflatten(tree, tiles), carry)
+
+    plgpu.emit_pipeline_warp_specialized(
+        flat_step,
+        grid=grid,
+        in_specs=[spec for _, spec in pairs],
+        max_concurrent_steps=STAGES,
+        num_compute_wgs=warpgroups,
+        memory_registers=40,
+        wg_axis="warpgroup",
+        compute_context=compute,
+    )(*(ref for ref, _ in pairs))
+
+
+def _tile_spec(length: int, width: int, at) -> plgpu.BlockSpec:
+    """Tiles `[length, width]` of `[B, length, heads, width]`; at(step) = (batch, tile, head)."""
+
+    def where(*step):
+        b, tile, head = at(*step)
+        return b, tile, head, 0
+
+    return plgpu.BlockSpec((None, length, None, width), where)
+
+
+def _vector_specs(refs: dict, length: int, at) -> dict:
+    """Tiles `[length]` of `[B, length]` or `[B, heads, length]`."""
+
+    def of_batch(*step):
+        b, tile, _ = at(*step)
+        return b, tile
+
+    def of_head(*step):
+        b, tile, head = at(*step)
+        return b, head, tile
+
+    return {
+        name: (ref, plgpu.BlockSpec((None, length), of_batch))
+        if len(ref.shape) == 2
+        else (ref, plgpu.BlockSpec((None, None, length), of_head))
+        for name, ref in refs.items()
+    }
+
+
+def _window_specs(tables: tuple, diagonals: Diagonals, at) -> tuple:
+    """Windows of `[N, diagonals, length]`; at(step) = (head, diagonal)."""
+    length = diagonals.rows + diagonals.columns
+    return tuple((ref, plgpu.BlockSpec((None, None, length), lambda *step: (*at(*step), 0))) for ref in tables)
+
+
+def _fetch(copies: list[tuple[Any, Any]], barrier: Any) -> None:
+    """Copies to shared memory; all have arrived when this returns."""
+    for source, target in copies:
+        plgpu.copy_gmem_to_smem(source, target, barrier)
+    plgpu.barrier_wait(barrier)
+
+
+def _vectors(refs: dict, b, h, here, layout) -> dict[str, jax.Array]:
+    """Of each vector in device memory the part of this tile, in registers."""
+    return {
+        name: mosaic.load(ref.at[b, here] if len(ref.shape) == 2 else ref.at[b, h, here], layout, optimized=False)
+        for name, ref in refs.items()
+    }
+
+
+def _loaded(tiles: dict, layout) -> dict[str, jax.Array]:
+    return {name: mosaic.load(ref, layout) for name, ref in tiles.items()}

@@ -1,0 +1,211 @@
+"""The fused GPU kernels against the float64 reference: compiled on a GPU, interpreted elsewhere, lowered everywhere.
+
+Interpretation needs jax 0.11 (`make test-gpu-interpret`); with an older one only lowering and refusals are tested.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels.attention import (
+    AttentionMask,
+    Clip,
+    Positions,
+    Relative,
+    RowColumn,
+    Table,
+    Toeplitz,
+    attention,
+    mosaic,
+    pallas_gpu,
+)
+from kernels.attention.dropout import key_words
+from kernels.attention.positions import Placement
+from tests.kernels.attention_cases import MASKS, Sizes, inputs, truth
+
+ON_GPU = jax.default_backend() == "gpu"
+runs = pytest.mark.skipif(
+    not ON_GPU and not mosaic.interpretable(),
+    reason=f"no GPU, and jax {jax.__version__} interprets no Mosaic GPU kernel",
+)
+# bfloat16 has 8 bits: operands, probabilities and results are each rounded by up to 2^-9, relative; sums are float32.
+BOUND = {jnp.bfloat16: 4e-3, jnp.float16: 6e-4}
+
+
+def fused(q, k, v, *, terms=(), mask=AttentionMask(), scale=None, positions=None, dropout=None):  # noqa: B008
+    return pallas_gpu.attention(
+        q,
+        k,
+        v,
+        terms=terms,
+        mask=mask,
+        scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        placement=Placement.of(positions, q.shape[1], k.shape[1]),
+        dropout=None if dropout is None else (dropout[0], key_words(dropout[1])),
+        interpret=not ON_GPU,
+    )
+
+
+def with_gradients(arguments, cotangent, dtype, **call):
+    """(out, gradients), q, k and v in `dtype`, terms in float32."""
+    q, k, v, terms = arguments
+    call = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, call)
+
+    def loss(arguments):
+        out = fused(*arguments[:3], terms=arguments[3], **call)
+        return jnp.sum(out.astype(jnp.float32) * cotangent), out
+
+    given = (*(jnp.asarray(x, dtype) for x in (q, k, v)), jax.tree.map(jnp.asarray, terms))
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(given)
+    return jax.device_get((out, gradients))
+
+
+def compare(sizes, kind="none", dtype=jnp.bfloat16, **call):
+    (q, k, v, terms), cotangent = inputs(sizes, kind)
+    rounded = tuple(np.asarray(jnp.asarray(x, dtype), np.float32) for x in (q, k, v))
+    cotangent = np.asarray(jnp.asarray(cotangent, dtype), np.float32)
+    expected = truth((*rounded, terms), cotangent, **call)
+    found = with_gradients((*rounded, terms), cotangent, dtype, **call)
+    for (path, want), got in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True):
+        size = np.linalg.norm(want)
+        error = np.linalg.norm(np.asarray(got, np.float32) - want)
+        # An entry of a term's gradient sums dS of both signs; in exact arithmetic those of a row add up to nothing.
+        bound = BOUND[dtype] * (4 if path[0].idx == 1 and path[1].idx == 3 else 1)
+        # Gradients that are zero in exact arithmetic (of `a`, which softmax does not see) are noise in the reference.
+        assert error <= bound * size + 1e-5 * np.sqrt(want.size), (jax.tree_util.keystr(path), error, size)
+
+
+@runs
+@pytest.mark.parametrize(
+    "mask", [name for name in MASKS if name not in ("block", "causal_block", "gaps", "shifted_pair")]
+)
+def test_masks(mask):
+    sizes = Sizes(T=150, S=150, H=16, W=16)
+    mask, positions = MASKS[mask](sizes)
+    compare(sizes, "toeplitz", mask=mask, positions=positions)
+
+
+@runs
+@pytest.mark.parametrize("kind", ["none", "toeplitz", "row_column"])
+@pytest.mark.parametrize(("queries", "keys"), [(7, 63), (130, 260), (260, 130)])
+def test_terms_grouped_heads_unequal_lengths(kind, queries, keys):
+    compare(Sizes(B=1, T=queries, S=keys, N=4, K=2, H=24, W=40), kind, mask=AttentionMask(causal=True))
+
+
+@runs
+@pytest.mark.parametrize("width", [32, 64, 96, 128])
+def test_widths(width):
+    compare(Sizes(B=1, T=130, S=130, H=width, W=width), "toeplitz")
+
+
+@runs
+def test_dropout_drops_what_the_reference_drops():
+    compare(Sizes(T=140, S=140, H=32, W=32), "toeplitz", dropout=(0.2, jax.random.key(5)))
+
+
+@runs
+def test_float16():
+    compare(Sizes(T=140, S=140, H=32, W=32), "toeplitz", dtype=jnp.float16)
+
+
+@runs
+def test_rows_that_see_nothing_are_zero_with_zero_gradients():
+    sizes = Sizes(T=40, S=30, H=32, W=32)
+    (q, k, v, terms), cotangent = inputs(sizes, "toeplitz")
+    mask = AttentionMask(causal=True)  # the first ten queries stand before every key
+    out, gradients = with_gradients((q, k, v, terms), cotangent, jnp.bfloat16, mask=mask)
+    assert not out[:, :10].any() and out[:, 10:].any(axis=(0, 2, 3)).all()
+    assert not gradients[0][:, :10].any()
+    assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in jax.tree.leaves(gradients))
+
+
+@runs
+def test_a_value_of_minus_infinity_masks():
+    sizes = Sizes(T=140, S=140, H=32, W=32)
+    (q, k, v, _), cotangent = inputs(sizes, "none")
+    banned = np.where(np.abs(np.arange(-139, 140)) % 3 == 1, -np.inf, 0).astype(np.float32)
+    terms = (Toeplitz(np.stack([banned, 0 * np.maximum(banned, 0)])),)
+    out, gradients = with_gradients((q, k, v, terms), cotangent, jnp.bfloat16)
+    rounded = (np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32) for x in (q, k, v))
+    expected, _ = truth((*rounded, terms), cotangent)
+    assert np.linalg.norm(np.asarray(out, np.float32) - expected) < 4e-3 * np.linalg.norm(expected)
+    assert not gradients[3][0].values[0][np.isinf(banned)].any()
+
+
+@runs
+def test_the_same_bits_twice():
+    (q, k, v, terms), cotangent = inputs(Sizes(T=260, S=260, H=64, W=64), "toeplitz")
+    call = {"mask": AttentionMask(causal=True), "dropout": (0.1, jax.random.key(0))}
+    first, second = (with_gradients((q, k, v, terms), cotangent, jnp.bfloat16, **call) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@runs
+@pytest.mark.skipif(not ON_GPU, reason="long: on a GPU alone")
+@pytest.mark.parametrize("width", [64, 128])
+def test_length_1000(width):
+    compare(Sizes(B=2, T=1000, S=1000, N=4, K=2, H=width, W=width), "toeplitz", mask=AttentionMask(window=(300, 200)))
+
+
+@pytest.mark.parametrize("kind", ["none", "toeplitz", "row_column"])
+def test_lowers_for_cuda_without_a_gpu(kind):
+    sizes = Sizes(T=300, S=300, H=64, W=64)
+    (q, k, v, terms), _ = inputs(sizes, kind)
+    q, k, v = (jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for x in (q, k, v))
+    mask, positions = MASKS["segments_window"](sizes)
+    mask, positions = jax.tree.map(jnp.asarray, (mask, positions))
+    call = functools.partial(attention, mask=mask, positions=positions, implementation="pallas_gpu")
+
+    def loss(q, k, v, terms):
+        return jnp.sum(call(q, k, v, terms=terms, dropout=(0.1, jax.random.key(0))).astype(jnp.float32))
+
+    lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).trace(q, k, v, terms).lower(lowering_platforms=("cuda",))
+    text = lowered.as_text()
+    assert text.count("mosaic_gpu") >= 3 + (kind == "toeplitz")
+    assert "300x300x" not in text and "384x384x" not in text, "an array of all queries by all keys"
+
+
+@pytest.mark.skipif(ON_GPU, reason="this is a GPU")
+def test_on_another_platform_it_fails_at_lowering():
+    q = jnp.ones((1, 8, 2, 32), jnp.bfloat16)
+    with pytest.raises(ValueError, match="CPU"):
+        jax.jit(lambda q: attention(q, q, q, implementation="pallas_gpu")).lower(q)
+
+
+def _call(dtype=jnp.bfloat16, width=32, **more):
+    q = jnp.ones((1, 8, 2, width), dtype)
+    return attention(q, q, q, implementation="pallas_gpu", **more)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("bfloat16 and float16, not float32. implementation='xla' does it", {"dtype": jnp.float32}),
+        ("at most 128 wide, not 160", {"width": 160}),
+        ("no Relative", {"terms": (Relative(query=Table(jnp.ones((7, 1, 32)), Clip(3))),)}),
+        ("no block mask", {"mask": AttentionMask(block=4)}),
+        (
+            "contiguous positions",
+            {"mask": AttentionMask(causal=True), "positions": Positions(jnp.arange(0, 16, 2, dtype=jnp.int32)[None])},
+        ),
+        (
+            "contiguous positions",
+            {"terms": (Toeplitz(jnp.ones((2, 9))),), "positions": (Positions.arange(8, 3), Positions.arange(8))},
+        ),
+    ],
+)
+def test_refused(message, call):
+    with pytest.raises(ValueError, match=message):
+        _call(**call)
+
+
+def test_what_does_not_depend_on_distance_takes_any_positions():
+    positions = Positions(jnp.arange(0, 16, 2, dtype=jnp.int32)[None])
+    terms = (RowColumn(jnp.ones((1, 2, 8)), jnp.ones((1, 2, 8))),)
+    shape = jax.eval_shape(lambda: _call(terms=terms, positions=positions)).shape
+    assert shape == (1, 8, 2, 32)
