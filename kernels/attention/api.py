@@ -52,7 +52,7 @@ def attention(
       positions: None = keys 0 … S − 1 with the queries last; one struct for both sides; or (the query's, the key's).
         Tables are sliced for None and for one contiguous struct, gathered otherwise.
       dropout: (rate, key). The bits are a hash of (key, b, n, i, j) with i, j array indices, the same in every implementation.
-      implementation: a named one runs or raises; None chooses.
+      implementation: a named one runs or raises; None takes "pallas_gpu" on a Hopper GPU where it computes this call, else "xla".
 
     Returns:
       `[B, T, N, Hv]` in the dtype of q.
@@ -65,7 +65,7 @@ def attention(
     check_arrays(q, k, v)
     placement = _check(q, k, terms, mask, scale, positions, v.shape[3])
     if implementation is None:
-        implementation = "xla"
+        implementation = _best(q, v, terms, mask, placement)
         _log.debug("attention: %s for q %s, k %s, %d terms", implementation, q.shape, k.shape, len(terms))
     return _named(implementation)(
         q,
@@ -124,6 +124,14 @@ def _dropout(dropout: tuple[float, Array] | None) -> tuple[float, Array] | None:
     if isinstance(rate, jax.Array) or not 0 <= rate < 1:
         raise ValueError(f"dropout rate is {rate}, expected a Python number, 0 or more and below 1")
     return None if rate == 0 else (float(rate), key_words(key))
+
+
+def _best(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, placement: Placement) -> Implementation:
+    if jax.default_backend() != "gpu" or getattr(jax.devices()[0], "compute_capability", None) != "9.0":
+        return "xla"
+    from kernels.attention import pallas_gpu
+
+    return "xla" if pallas_gpu.refusals(q, v, terms, mask, placement) else "pallas_gpu"
 
 
 def _named(name: str):

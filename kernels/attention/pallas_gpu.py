@@ -46,7 +46,9 @@ def attention(
     Raises:
       ValueError: a dtype, width, term or mask that the kernels do not compute; says which, and what does.
     """
-    _check(q, v, terms, mask, placement)
+    reasons = refusals(q, v, terms, mask, placement)
+    if reasons:
+        raise ValueError(f"attention implementation 'pallas_gpu': {'; '.join(reasons)}. implementation='xla' does it")
     batch, queries, heads, width = q.shape
     if not isinstance(scale, int | float):
         q, scale = (q * scale).astype(q.dtype), 1.0
@@ -84,7 +86,8 @@ def attention(
     return _core(plan, *padded, given)[:, :queries, :, : v.shape[3]]
 
 
-def _check(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, placement: Placement) -> None:
+def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, placement: Placement) -> list[str]:
+    """Why the kernels do not compute this call; empty where they do."""
     reasons = []
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         reasons.append(f"it multiplies bfloat16 and float16, not {q.dtype}")
@@ -98,8 +101,7 @@ def _check(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, pla
     by_distance = mask.causal or mask.window is not None or any(isinstance(term, Toeplitz) for term in terms)
     if placement.offset is None and by_distance:
         reasons.append("distances need contiguous positions, the same struct for queries and keys")
-    if reasons:
-        raise ValueError(f"attention implementation 'pallas_gpu': {'; '.join(reasons)}. implementation='xla' does it")
+    return reasons
 
 
 def _given(

@@ -299,12 +299,12 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
 
         def compute(run):
             here = pl.ds(first_query, block.rows)
-            _fetch([(q_ref.at[b, here, h], q_tile.at[warpgroup])], barriers.at[warpgroup])
+            fetch([(q_ref.at[b, here, h], q_tile.at[warpgroup])], barriers.at[warpgroup])
             carry = (
                 mosaic.zeros((block.rows, plan.value_width)),
                 mosaic.zeros((block.rows,), mosaic.ROWS, FLOOR),
                 mosaic.zeros((block.rows,), mosaic.ROWS),
-                _vectors(row_refs, b, h, here, mosaic.ROWS),
+                vectors(row_refs, b, h, here, mosaic.ROWS),
             )
             total, top, mass, _ = run(carry)
             mass = lax.max(mass, mosaic.zeros((block.rows,), mosaic.ROWS, 1e-30))  # a row that saw nothing
@@ -321,7 +321,7 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
             tile = Tile((block.rows, block.columns), first_query, number * block.columns)
             s = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
             window = diagonals.part(windows, warpgroup)
-            s, factor = scores(plan, tile, s, row_vectors, _loaded(column_tiles, mosaic.COLUMNS), window)
+            s, factor = scores(plan, tile, s, row_vectors, loaded(column_tiles, mosaic.COLUMNS), window)
             higher = lax.max(top, jnp.max(s, axis=1) * factor)
             p = jnp.exp2(s * factor - tile.of_queries(higher))
             shrink = jnp.exp2(top - higher)
@@ -334,14 +334,14 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
         def at(t):
             return b, low + t, kv_head
 
-        _over_tiles(
+        over_tiles(
             step,
             compute,
             (tiles,),
             [
-                (k_ref, _tile_spec(block.columns, plan.width, at)),
-                (v_ref, _tile_spec(block.columns, plan.value_width, at)),
-                _vector_specs(column_refs, block.columns, lambda t: (b, low + t, h)),
+                (k_ref, tile_spec(block.columns, plan.width, at)),
+                (v_ref, tile_spec(block.columns, plan.value_width, at)),
+                vector_specs(column_refs, block.columns, lambda t: (b, low + t, h)),
                 _window_specs(tables, diagonals, lambda t: (h, diagonals.of(program, low + t))),
             ],
             block.warpgroups,
@@ -384,8 +384,8 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
                 (q_ref.at[b, here, h], q_tile.at[warpgroup]),
                 (gradient_ref.at[b, here, h], gradient_tile.at[warpgroup]),
             ]
-            _fetch(fetched, barriers.at[warpgroup])
-            total, _ = run((mosaic.zeros((block.rows, plan.width)), _vectors(row_refs, b, h, here, mosaic.ROWS)))
+            fetch(fetched, barriers.at[warpgroup])
+            total, _ = run((mosaic.zeros((block.rows, plan.width)), vectors(row_refs, b, h, here, mosaic.ROWS)))
             q_tile.at[warpgroup][...] = (total * plan.slope).astype(q.dtype)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(q_tile.at[warpgroup], dq_ref.at[b, here, h])
@@ -397,23 +397,23 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
             tile = Tile((block.rows, block.columns), first_query, number * block.columns)
             product = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
             dp = mosaic.product(gradient_tile.at[warpgroup], v_tile, tile.shape)
-            column_vectors = _loaded(column_tiles, mosaic.COLUMNS)
+            column_vectors = loaded(column_tiles, mosaic.COLUMNS)
             window = diagonals.part(windows, warpgroup)
-            p = _probabilities(plan, tile, product, row_vectors, column_vectors, window)
-            ds = _gradients(plan, tile, p, dp, row_vectors)
+            p = probabilities(plan, tile, product, row_vectors, column_vectors, window)
+            ds = score_gradients(plan, tile, p, dp, row_vectors)
             return mosaic.add_product(total, ds.astype(q.dtype), k_tile, interpret=plan.interpret), row_vectors
 
         def at(t):
             return b, low + t, kv_head
 
-        _over_tiles(
+        over_tiles(
             step,
             compute,
             (tiles,),
             [
-                (k_ref, _tile_spec(block.columns, plan.width, at)),
-                (v_ref, _tile_spec(block.columns, plan.value_width, at)),
-                _vector_specs(column_refs, block.columns, lambda t: (b, low + t, h)),
+                (k_ref, tile_spec(block.columns, plan.width, at)),
+                (v_ref, tile_spec(block.columns, plan.value_width, at)),
+                vector_specs(column_refs, block.columns, lambda t: (b, low + t, h)),
                 _window_specs(tables, diagonals, lambda t: (h, diagonals.of(program, low + t))),
             ],
             block.warpgroups,
@@ -452,12 +452,12 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
                 (k_ref.at[b, here, kv_head], k_tile.at[warpgroup]),
                 (v_ref.at[b, here, kv_head], v_tile.at[warpgroup]),
             ]
-            _fetch(fetched, barriers.at[warpgroup])
+            fetch(fetched, barriers.at[warpgroup])
             carry = (
                 mosaic.zeros((block.rows, plan.width)),
                 mosaic.zeros((block.rows, plan.value_width)),
                 mosaic.zeros((block.rows,), mosaic.ROWS),
-                _vectors(column_refs, b, kv_head, here, mosaic.ROWS),
+                vectors(column_refs, b, kv_head, here, mosaic.ROWS),
             )
             dk, dv, db, _ = run(carry)
             k_tile.at[warpgroup][...] = (dk * plan.slope).astype(k.dtype)
@@ -474,13 +474,13 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
             number = low + indices[1]
             tile = Tile((block.rows, block.columns), number * block.columns, first_key, transposed=True)
             product = mosaic.product(k_tile.at[warpgroup], q_tile, tile.shape)
-            row_vectors = _loaded(row_tiles, mosaic.COLUMNS)
+            row_vectors = loaded(row_tiles, mosaic.COLUMNS)
             window = diagonals.part(windows, warpgroup)
-            p = _probabilities(plan, tile, product, row_vectors, column_vectors, window)
+            p = probabilities(plan, tile, product, row_vectors, column_vectors, window)
             kept = dropped(plan, tile, p, row_vectors).astype(q.dtype)
             dv = mosaic.add_product(dv, kept, gradient_tile, interpret=plan.interpret)
             dp = mosaic.product(v_tile.at[warpgroup], gradient_tile, tile.shape)
-            ds = _gradients(plan, tile, p, dp, row_vectors)
+            ds = score_gradients(plan, tile, p, dp, row_vectors)
             dk = mosaic.add_product(dk, ds.astype(q.dtype), q_tile, interpret=plan.interpret)
             if "bias" in given.columns:
                 db = db + jnp.sum(ds, axis=1)
@@ -489,14 +489,14 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
         def at(g, t):
             return b, low + t, kv_head * plan.group + g
 
-        _over_tiles(
+        over_tiles(
             step,
             compute,
             (plan.group, tiles),
             [
-                (q_ref, _tile_spec(block.columns, plan.width, at)),
-                (gradient_ref, _tile_spec(block.columns, plan.value_width, at)),
-                _vector_specs(row_refs, block.columns, at),
+                (q_ref, tile_spec(block.columns, plan.width, at)),
+                (gradient_ref, tile_spec(block.columns, plan.value_width, at)),
+                vector_specs(row_refs, block.columns, at),
                 _window_specs(
                     tables, diagonals, lambda g, t: (kv_head * plan.group + g, diagonals.of(program, low + t))
                 ),
@@ -560,9 +560,9 @@ def backward_table(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
                 window = windows[0].at[pl.ds(start, block.rows + 64)]
                 column_vectors = {name: mosaic.load(ref.at[here], mosaic.COLUMNS) for name, ref in column_tiles.items()}
                 product = mosaic.product(q_tile.at[own], k_tile.at[here], tile.shape)
-                p = _probabilities(plan, tile, product, row_vectors, column_vectors, window)
+                p = probabilities(plan, tile, product, row_vectors, column_vectors, window)
                 dp = mosaic.product(gradient_tile.at[own], v_tile.at[here], tile.shape)
-                ds = _gradients(plan, tile, p, dp, row_vectors)
+                ds = score_gradients(plan, tile, p, dp, row_vectors)
                 added.append(total + ds)
             return tuple(added)
 
@@ -572,17 +572,17 @@ def backward_table(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
         def of_columns(head):
             return lambda s, t: (part * (plan.batch // parts) + s, diagonals.tile(diagonal, low + t), head)
 
-        _over_tiles(
+        over_tiles(
             step,
             compute,
             (plan.batch // parts, tiles),
             [
-                (q_ref, _tile_spec(block.program, plan.width, of_rows)),
-                (gradient_ref, _tile_spec(block.program, plan.value_width, of_rows)),
-                (k_ref, _tile_spec(block.columns, plan.width, of_columns(kv_head))),
-                (v_ref, _tile_spec(block.columns, plan.value_width, of_columns(kv_head))),
-                _vector_specs(row_refs, block.program, of_rows),
-                _vector_specs(column_refs, block.columns, of_columns(h)),
+                (q_ref, tile_spec(block.program, plan.width, of_rows)),
+                (gradient_ref, tile_spec(block.program, plan.value_width, of_rows)),
+                (k_ref, tile_spec(block.columns, plan.width, of_columns(kv_head))),
+                (v_ref, tile_spec(block.columns, plan.value_width, of_columns(kv_head))),
+                vector_specs(row_refs, block.program, of_rows),
+                vector_specs(column_refs, block.columns, of_columns(h)),
                 _window_specs(tables, diagonals, lambda s, t: (h, diagonal + 0 * (s + t))),
             ],
             block.warpgroups,
@@ -601,18 +601,18 @@ def backward_table(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
     return diagonals.gradient(tiles.reshape(*tiles.shape[:3], block.columns))
 
 
-def _probabilities(plan: Plan, tile: Tile, product, rows: dict, columns: dict, window) -> jax.Array:
+def probabilities(plan: Plan, tile: Tile, product, rows: dict, columns: dict, window) -> jax.Array:
     """p before dropout, from the products q kᵀ and the rows' lse."""
     s, factor = scores(plan, tile, product, rows, columns, window)
     return jnp.exp2(s * factor - tile.of_queries(rows["lse"]))
 
 
-def _gradients(plan: Plan, tile: Tile, p: jax.Array, products: jax.Array, rows: dict) -> jax.Array:
+def score_gradients(plan: Plan, tile: Tile, p: jax.Array, products: jax.Array, rows: dict) -> jax.Array:
     """dS, of the scores in base e, from the products dO vᵀ and the rows' delta."""
     return p * (dropped(plan, tile, products, rows) - tile.of_queries(rows["delta"]))
 
 
-def _over_tiles(step, compute, grid, operands, warpgroups: int) -> None:
+def over_tiles(step, compute, grid, operands, warpgroups: int) -> None:
     """Runs `step` over `grid` within `compute`, which gives the first carry and takes the last.
 
     operands: (ref, spec), or dicts and tuples of them; `step` is given their tiles in the same form.
@@ -636,7 +636,7 @@ def _over_tiles(step, compute, grid, operands, warpgroups: int) -> None:
     )(*(ref for ref, _ in pairs))
 
 
-def _tile_spec(length: int, width: int, at) -> plgpu.BlockSpec:
+def tile_spec(length: int, width: int, at) -> plgpu.BlockSpec:
     """Tiles `[length, width]` of `[B, length, heads, width]`; at(step) = (batch, tile, head)."""
 
     def where(*step):
@@ -646,7 +646,7 @@ def _tile_spec(length: int, width: int, at) -> plgpu.BlockSpec:
     return plgpu.BlockSpec((None, length, None, width), where)
 
 
-def _vector_specs(refs: dict, length: int, at) -> dict:
+def vector_specs(refs: dict, length: int, at) -> dict:
     """Tiles `[length]` of `[B, length]` or `[B, heads, length]`."""
 
     def of_batch(*step):
@@ -671,14 +671,14 @@ def _window_specs(tables: tuple, diagonals: Diagonals, at) -> tuple:
     return tuple((ref, plgpu.BlockSpec((None, None, length), lambda *step: (*at(*step), 0))) for ref in tables)
 
 
-def _fetch(copies: list[tuple[Any, Any]], barrier: Any) -> None:
+def fetch(copies: list[tuple[Any, Any]], barrier: Any) -> None:
     """Copies to shared memory; all have arrived when this returns."""
     for source, target in copies:
         plgpu.copy_gmem_to_smem(source, target, barrier)
     plgpu.barrier_wait(barrier)
 
 
-def _vectors(refs: dict, b, h, here, layout) -> dict[str, jax.Array]:
+def vectors(refs: dict, b, h, here, layout) -> dict[str, jax.Array]:
     """Of each vector in device memory the part of this tile, in registers."""
     return {
         name: mosaic.load(ref.at[b, here] if len(ref.shape) == 2 else ref.at[b, h, here], layout, optimized=False)
@@ -686,5 +686,5 @@ def _vectors(refs: dict, b, h, here, layout) -> dict[str, jax.Array]:
     }
 
 
-def _loaded(tiles: dict, layout) -> dict[str, jax.Array]:
+def loaded(tiles: dict, layout) -> dict[str, jax.Array]:
     return {name: mosaic.load(ref, layout) for name, ref in tiles.items()}
