@@ -12,7 +12,8 @@ from zoo.encodings import Dims, registry
 from zoo.layers.arrangements import PreNorm
 from zoo.layers.block import BlockSpec
 from zoo.layers.feed_forward import Gelu
-from zoo.mixers import Style
+from zoo.mixers import Mixer, Style
+from zoo.mixers.softmax import Softmax
 from zoo.models import Stage, Transformer
 
 
@@ -65,10 +66,17 @@ ROWS = (
 DIMS = Dims(model_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, num_layers=2, max_length=32)
 
 
-def tiny_model(config: dict[str, Any], *, causal: bool = False, stages: int = 1, **kwargs: Any) -> Transformer:
+def tiny_model(
+    config: dict[str, Any], *, causal: bool = False, stages: int = 1, mixer: Mixer | None = None, **kwargs: Any
+) -> Transformer:
     """Two layers, as one scanned stage or as several stages of one; causal where asked for or where there is no other way."""
     causal = causal or not registry.build(config).facts().bidirectional
-    spec = BlockSpec(encodings=(registry.build(config),), arrangement=PreNorm(), feed_forward=Gelu(width=16))
+    spec = BlockSpec(
+        mixer=mixer or Softmax(),
+        encodings=(registry.build(config),),
+        arrangement=PreNorm(),
+        feed_forward=Gelu(width=16),
+    )
     depth = (Stage((spec,), DIMS.num_layers),) if stages == 1 else tuple(Stage((spec,)) for _ in range(DIMS.num_layers))
     return Transformer(
         vocab_size=29, dims=DIMS, stages=depth, style=Style(stddev=0.3), causal=causal, has_pooler=False, **kwargs

@@ -48,7 +48,7 @@ class BipeRope(Bilevel):
     s_i counts the sentences that ended before token i, o_i its index within its own; o_i beyond the table takes the last
     row, as in the released code. Sentences end with a token of `separators`, ids of the vocabulary; without them the model
     must be given sentence indices. Numbers of sentences grow slowly with length, and `scaling` is that of `rope`.
-    Source: He et al. 2024 (arXiv:2401.16421), eq. 2 and 3. The paper trains causal models; nothing here needs one.
+    Source: He et al. 2024 (arXiv:2401.16421) and its released code. The paper trains causal models; nothing here needs one.
     """
 
     theta: float = 10000.0
@@ -72,7 +72,7 @@ class BipeAlibi(Bilevel):
 
     m'_n = slope_factor · m_n with ALiBi's slopes, 96 in the released code. For causal masks. `separators` and the table
     within a sentence are those of `bipe_rope`.
-    Source: He et al. 2024 (arXiv:2401.16421), section 3.2, and its released code.
+    Source: He et al. 2024 (arXiv:2401.16421) and its released code.
     """
 
     slope_factor: float = 96.0

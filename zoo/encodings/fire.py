@@ -25,7 +25,7 @@ class Fire(Encoding):
     1 → width → N, linear in u between its `width` knots, which is how attention evaluates it. For keys at or before the
     query u lies in [0, 1], so that f never leaves the range it was trained on, whatever the length. i is the query's position
     in its document. Parameters are a layer's own, or shared by all layers (FIRE-S).
-    Source: Li et al. 2023 (arXiv:2310.04418), eq. 7 to 9; initial values c = 0.1, threshold 512, width 32 from its appendix.
+    Source: Li et al. 2023 (arXiv:2310.04418); initial values c = 0.1, threshold 512, width 32 from its appendix.
     """
 
     threshold: float = 512.0

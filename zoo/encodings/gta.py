@@ -27,7 +27,7 @@ class Gta(Encoding):
     `grid` = (rows, columns) the first half of the pairs turns by the row and the second by the column of
     `Positions.grid`, by 2π · max_frequency · (row/rows) · 2^(m − M), m = 1 … M (the authors' code). Angles have the sign of
     that code; the paper's are their negatives, the same family.
-    Source: Miyato et al. 2023 (arXiv:2310.10375), eq. 6. No parameters; `transform_values=False` is RoPE.
+    Source: Miyato et al. 2023 (arXiv:2310.10375). No parameters; `transform_values=False` is RoPE.
     """
 
     theta: float = 10000.0

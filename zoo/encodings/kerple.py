@@ -27,7 +27,7 @@ class KerpleLog(Encoding):
     Both parameters are one number per head, shared by all layers as in the released code, and start from U(0, 2) and
     U(0, 1). parametrisation="clamp" is that code's r = max(r, 0.01), here inside the forward pass, so that a head that has
     reached the bound stays there; "softplus" is r = 0.01 + ln(1 + e^w), which never loses its gradient.
-    Source: Chi et al. 2022 (arXiv:2205.09921), eq. 3. Any length.
+    Source: Chi et al. 2022 (arXiv:2205.09921), the logarithmic kernel. Any length.
     """
 
     parametrisation: Form = "clamp"
@@ -48,7 +48,7 @@ class KerplePower(Encoding):
     """A learned power of the distance as penalty: logit = ⟨q_i, k_j⟩/√H − r1_n |r|^r2_n, r1 > 0, 0 < r2 ≤ 2.
 
     r2 = 1 is ALiBi with the slope r1. The parameters start from U(0, 1) and U(0, 2); the rest is as in `kerple_log`.
-    Source: Chi et al. 2022 (arXiv:2205.09921), eq. 2. Any length.
+    Source: Chi et al. 2022 (arXiv:2205.09921), the power kernel. Any length.
     """
 
     parametrisation: Form = "clamp"

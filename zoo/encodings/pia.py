@@ -24,7 +24,7 @@ class Pia(Encoding):
     so that hidden states hold no position. Computed as W x + b plus W p, which is the same since W is linear, and so p is
     projected once for the whole batch. The sinusoids have the width of the model; fairseq's, which the authors' code uses, are
     the default, all sines before all cosines (see `sinusoidal` for the options), without its offset of two positions.
-    Source: Press et al. 2020 (arXiv:2012.15832), section 4. No parameters.
+    Source: Press et al. 2020 (arXiv:2012.15832). No parameters.
     """
 
     base: float = 10000.0

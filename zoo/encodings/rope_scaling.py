@@ -54,7 +54,7 @@ class Linear(Scaling):
 class Ntk(Scaling):
     """NTK-aware: theta' = theta · factor^(R/(R−2)), so that the slowest pair is interpolated and the fastest kept.
 
-    Source: bloc97 2023, as described in Peng et al. 2023 (arXiv:2309.00071), section 3.1.
+    Source: bloc97 2023, as described in Peng et al. 2023 (arXiv:2309.00071).
     """
 
     factor: float
@@ -74,7 +74,7 @@ class DynamicNtk(Scaling):
     n is static: the length of the sequence, or with a cache its capacity, so that all keys of one cache turn by one base
     (transformers changes it step by step and leaves earlier keys as they are). A packed row counts whole. Packing and
     decoding therefore give what a sequence of n tokens gives, not what a shorter one gives; every other scaling is fixed.
-    Source: Peng et al. 2023 (arXiv:2309.00071), section 3.3; transformers, `_compute_dynamic_ntk_parameters`.
+    Source: Peng et al. 2023 (arXiv:2309.00071); transformers, `_compute_dynamic_ntk_parameters`.
     """
 
     factor: float
@@ -100,7 +100,7 @@ class Yarn(Scaling):
     With c(x) = R ln(L / (2π x)) / (2 ln theta) the pair that turns x times, ramp="index" has g fall from 1 at ⌊c(fast)⌋ to 0
     at ⌈c(slow)⌉ in m, as the released code and every checkpoint; "rotations" is the paper's, linear in L θ_m / 2π from slow
     to fast. `attention_factor` replaces μ.
-    Source: Peng et al. 2023 (arXiv:2309.00071), eq. 17 to 22, and its repository.
+    Source: Peng et al. 2023 (arXiv:2309.00071) and its repository.
     """
 
     factor: float

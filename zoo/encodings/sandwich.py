@@ -21,7 +21,7 @@ class Sandwich(Encoding):
 
     ω_m = base^(−2m/width), width/2 frequencies whatever the head width, and c_n = 8n/N for head n = 1 … N. No parameters,
     any length, even in r. The paper's sum begins at m = 1, its listing at 0: `first_index` chooses.
-    Source: Chi et al. 2023 (arXiv:2212.10356), eq. 8 and section 5.1.
+    Source: Chi et al. 2023 (arXiv:2212.10356).
     """
 
     width: int = 128

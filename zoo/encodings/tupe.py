@@ -26,7 +26,7 @@ class Tupe(Encoding):
     ⟨p_0 U_Q, p_0 U_K⟩ and ⟨p_1 U_Q, p_1 U_K⟩ of two rows of p, whose row t + 1 is position t; "paper" has free scalars and
     none of these. Attention sees [q_i; p_i U_Q] and [k_j; p_j U_K] (and two channels for the scalars), so keys are cached wider.
     TUPE-R is `tupe+t5:scale=none`, without the released code's own buckets for [CLS].
-    Source: Ke et al. 2020 (arXiv:2006.15595), eq. 7 to 10.
+    Source: Ke et al. 2020 (arXiv:2006.15595) and its released code.
     """
 
     form: Literal["code", "paper"] = "code"

@@ -36,7 +36,7 @@ class Xpos(Encoding):
     span: 32,768 positions with the published numbers; beyond it is an error.
     `block` is half the training length, and sets blockwise causal attention outside training: a query sees the keys of its own
     block and of the one before, never further than it was trained to; within twice `block` tokens it changes nothing.
-    Source: Sun et al. 2022 (arXiv:2212.10554), Algorithm 1 and section 3.2; torchscale. No parameters.
+    Source: Sun et al. 2022 (arXiv:2212.10554); torchscale. No parameters.
     """
 
     theta: float = 10000.0
