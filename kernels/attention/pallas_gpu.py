@@ -1,8 +1,8 @@
 """Fused attention for Hopper and newer GPUs, by Pallas on Mosaic GPU: forward and backward in memory linear in length.
 
 What it takes: bfloat16 and float16, heads up to 128 wide, grouped keys, causal, prefix and window masks, segment ids, key
-padding, dropout, and `RowColumn`. Whatever else is asked for is refused by name; `xla` computes it. The kernels themselves are
-in `pallas_gpu_passes`.
+padding, dropout; `Toeplitz` and `RowColumn` terms, or one `Relative` with query and value tables of one clip. Whatever else is
+asked for is refused by name; `xla` computes it. The kernels themselves are in `pallas_gpu_passes` and `pallas_gpu_relative`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kernels.attention import pallas_gpu_relative
 from kernels.attention.dropout import row_words
 from kernels.attention.mask import AttentionMask
 from kernels.attention.pallas_gpu_passes import Given, Plan, backward_keys, backward_queries, backward_table, forward
+from kernels.attention.pallas_gpu_relative import Band, Sides
 from kernels.attention.positions import Placement
+from kernels.attention.separable import Basis
 from kernels.attention.skew import expand
-from kernels.attention.terms import RowColumn, Term, Toeplitz
+from kernels.attention.terms import Relative, RowColumn, Term, Toeplitz
 
 _WIDEST = 128
 _TILE = 128  # lengths are padded to a multiple of it, with keys that nobody sees
@@ -54,8 +57,12 @@ def attention(
         q, scale = (q * scale).astype(q.dtype), 1.0
     if any(isinstance(term, RowColumn) for term in terms) and k.shape[2] != heads:
         k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
-    keys, kv_heads = k.shape[1:3]
+    (keys, kv_heads), value_width = k.shape[1:3], v.shape[3]
     left, right = mask.band
+    (relative,) = [term for term in terms if isinstance(term, Relative)] or [None]
+    widths = _up(width, 32), _up(value_width, 32)
+    if relative is not None:
+        widths = (max(widths),) * 2  # its kernels put results where the operands were
     rate, words = (0.0, None) if dropout is None else dropout
     plan = Plan(
         batch=batch,
@@ -63,8 +70,8 @@ def attention(
         keys=_up(keys, _TILE),
         heads=heads,
         kv_heads=kv_heads,
-        width=_up(width, 32),
-        value_width=_up(v.shape[3], 32),
+        width=widths[0],
+        value_width=widths[1],
         scale=float(scale) * math.log2(math.e),
         offset=placement.offset or 0,
         left=left,
@@ -75,15 +82,10 @@ def attention(
         interpret=interpret,
     )
     given = _given(plan, terms, mask, placement, words, (queries, keys))
-    padded = (
-        _pad(x, length, plan_width)
-        for x, length, plan_width in (
-            (q, plan.queries, plan.width),
-            (k, plan.keys, plan.width),
-            (v, plan.keys, plan.value_width),
-        )
-    )
-    return _core(plan, *padded, given)[:, :queries, :, : v.shape[3]]
+    k, v = _pad(k, plan.keys, plan.width), _pad(v, plan.keys, plan.value_width)
+    if relative is not None:
+        return _with_tables(plan, relative, q, k, v, given, value_width)
+    return _core(plan, _pad(q, plan.queries, plan.width), k, v, given)[:, :queries, :, :value_width]
 
 
 def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, placement: Placement) -> list[str]:
@@ -93,15 +95,50 @@ def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, p
         reasons.append(f"it multiplies bfloat16 and float16, not {q.dtype}")
     if max(q.shape[3], v.shape[3]) > _WIDEST:
         reasons.append(f"its heads are at most {_WIDEST} wide, not {max(q.shape[3], v.shape[3])}")
-    other = sorted({type(term).__name__ for term in terms if not isinstance(term, RowColumn | Toeplitz)})
+    other = sorted({type(term).__name__ for term in terms if not isinstance(term, RowColumn | Toeplitz | Relative)})
     if other:
         reasons.append(f"it has no {' and no '.join(other)}")
+    for relative in (term for term in terms if isinstance(term, Relative)):
+        basis = Basis.of(relative)
+        if len(terms) > 1:
+            reasons.append("it has no Relative beside other terms")
+        elif basis is None:
+            reasons.append(
+                "of Relative it has query and value tables whose rows are one Clip, no key table and no buckets"
+            )
+        elif basis.width > _WIDEST:
+            reasons.append(f"learned tables clip at most at {_WIDEST // 2}, not {basis.limit}")
     if mask.block is not None:
         reasons.append("it has no block mask")
-    by_distance = mask.causal or mask.window is not None or any(isinstance(term, Toeplitz) for term in terms)
+    by_distance = mask.causal or mask.window is not None or any(isinstance(term, Toeplitz | Relative) for term in terms)
     if placement.offset is None and by_distance:
         reasons.append("distances need contiguous positions, the same struct for queries and keys")
     return reasons
+
+
+def _with_tables(
+    plan: Plan, relative: Relative, q: Array, k: Array, v: Array, given: Given, value_width: int
+) -> Float[Array, "B T N W"]:
+    """Attention with a query and a value table, by the products of `separable`; q as it came, k and v padded."""
+    basis, heads, length = Basis.of(relative), q.shape[2], q.shape[1]
+    band = Band(plan, basis.limit, _up(basis.width, 32), relative.query is not None, relative.value is not None)
+    f = above = below = None
+    if relative.query is not None:
+        f = _pad(basis.to_queries(relative.query, q, plan.offset), plan.queries, band.width)
+        ends = basis.beyond(relative.query, heads)
+        products = (jnp.einsum("btnh,nh->bnt", q.astype(jnp.float32), end) for end in ends)
+        above, below = (_pad(jnp.swapaxes(x, 1, 2), plan.queries).swapaxes(1, 2) for x in products)
+    g = jnp.asarray(basis.of_keys(plan.keys), q.dtype)
+    g = jnp.pad(g, ((0, 0), (0, band.width - basis.width)))
+    sums = _relative_core(band, _pad(q, plan.queries, plan.width), k, v, Sides(f, above, below, g), given)
+    out = sums.out[:, :length, :, :value_width]
+    if relative.value is None:
+        return out
+    above, below = (x[:, :, :length] for x in (sums.above, sums.below))
+    end, start = basis.beyond(relative.value, heads)
+    added = basis.from_keys(relative.value, sums.w[:, :length, :, : basis.width], plan.offset)
+    added += jnp.einsum("bnt,nh->btnh", above, end) + jnp.einsum("bnt,nh->btnh", below, start)
+    return (out.astype(jnp.float32) + added).astype(q.dtype)
 
 
 def _given(
@@ -155,8 +192,7 @@ def _forward(plan: Plan, q, k, v, given):
 
 def _backward(plan: Plan, saved: Any, gradient: Array):
     q, k, v, given, out, lse = saved
-    delta = jnp.einsum("btnh,btnh->bnt", gradient.astype(jnp.float32), out.astype(jnp.float32))
-    with_sums = given.with_rows(lse=lse, delta=delta)
+    with_sums = given.with_rows(lse=lse, delta=_dots(gradient, out))
     dq = backward_queries(plan, q, k, v, gradient, with_sums)
     dk, dv, db = backward_keys(plan, q, k, v, gradient, with_sums)
     # The bias and the table are in base 2, their gradients come in base e.
@@ -168,6 +204,38 @@ def _backward(plan: Plan, saved: Any, gradient: Array):
 
 
 _core.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _relative_core(band: Band, q, k, v, sides, given):
+    return _relative_forward(band, q, k, v, sides, given)[0]
+
+
+def _relative_forward(band: Band, q, k, v, sides, given):
+    sums, lse = pallas_gpu_relative.forward(band, q, k, v, sides, given)
+    return sums, (q, k, v, sides, given, sums, lse)
+
+
+def _relative_backward(band: Band, saved: Any, d: Any):
+    q, k, v, sides, given, sums, lse = saved
+    delta = _dots(d.out, sums.out)
+    if band.values:
+        delta = delta + _dots(d.w, sums.w) + d.above * sums.above + d.below * sums.below
+    given = given.with_rows(lse=lse, delta=delta)
+    dq, d_sides = pallas_gpu_relative.backward_queries(band, q, k, v, sides, d, given)
+    dk, dv = pallas_gpu_relative.backward_keys(band, q, k, v, sides, d, given)
+    nothing = Given(
+        {name: None for name in given.rows if name not in ("lse", "delta")}, dict.fromkeys(given.columns), None
+    )
+    return dq, dk, dv, d_sides, nothing
+
+
+_relative_core.defvjp(_relative_forward, _relative_backward)
+
+
+def _dots(x: Array, y: Array) -> Array:
+    """⟨x, y⟩ of each query and head, float32: `[B, T, N, H]` twice to `[B, N, T]`."""
+    return jnp.einsum("btnh,btnh->bnt", x.astype(jnp.float32), y.astype(jnp.float32))
 
 
 def _up(size: int, step: int) -> int:

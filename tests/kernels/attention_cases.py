@@ -94,6 +94,9 @@ KINDS: dict[str, Callable[[Sizes, Callable], tuple]] = {
     "key_per_head": lambda s, draw: (Relative(key=Table(draw(8, s.N, s.H), Reverse(LogBuckets(4, 9)))),),
     "value": lambda s, draw: (Relative(value=Table(draw(7, 1, s.W), Clip(3))),),
     "value_per_head": lambda s, draw: (Relative(value=Table(draw(8, s.N, s.W), LogBuckets(4, 9))),),
+    "query_and_value": lambda s, draw: (
+        Relative(query=Table(draw(17, s.N, s.H), Clip(8)), value=Table(draw(17, 1, s.W), Reverse(Clip(8)))),
+    ),
     "row_column": lambda s, draw: (RowColumn(draw(s.B, s.N, s.T), draw(s.B, s.N, s.S)),),
     "piecewise_linear": lambda s, draw: (_piecewise(s, draw),),
     "pairwise": lambda s, draw: (Pairwise({"height": draw(s.N)}, Waves(0.3)),),
