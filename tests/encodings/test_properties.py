@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -20,50 +22,51 @@ def test_every_encoding_has_a_row():
     assert {row.config["name"] for row in ROWS} == set(registry.names())
 
 
+LENGTH = 14
+
+
+@functools.cache  # One compilation per kind of positions serves the next three properties.
+def forward(model):
+    """The model as a function of ids, segments and positions, each `[1, LENGTH]`; shorter ids are padded with segment 0."""
+    params = parameters(model)
+    run = jax.jit(lambda ids, segments, positions: model.apply(params, ids, segment_ids=segments, positions=positions))
+
+    def padded(ids, segments=None, positions=None):
+        more = [(0, 0), (0, LENGTH - ids.shape[1])]
+        segments = jnp.ones_like(ids) if segments is None else segments
+        return run(jnp.pad(ids, more), jnp.pad(segments, more), positions).hidden[:, : ids.shape[1]]
+
+    return padded
+
+
 @every
 def test_packed_documents_and_explicit_positions(row):
     """Packed equals padded; explicit positions equal counted ones; sliced tables equal gathered ones."""
-    model = tiny_model(row.config)
-    params = parameters(model)
+    run = forward(tiny_model(row.config))
     one, two = tokens(1, 5, 1), tokens(1, 7, 2)
-    forward = jax.jit(
-        lambda ids, segments, positions: model.apply(params, ids, segment_ids=segments, positions=positions).hidden
-    )
-
-    packed_ids = jnp.concatenate([one, two, jnp.zeros((1, 2), jnp.int32)], axis=1)
-    segments = jnp.array([[1] * 5 + [2] * 7 + [0] * 2])
+    ids = jnp.concatenate([one, two], axis=1)
+    segments = jnp.array([[1] * 5 + [2] * 7])
     token = jnp.array([[*range(5), *range(7), 0, 0]])
-    packed = forward(packed_ids, segments, Positions(token, contiguous=True))
-    gathered = forward(packed_ids, segments, Positions(token))
-    alone_one = forward(one, jnp.ones_like(one), None)
-    alone_two = forward(two, jnp.ones_like(two), None)
-
-    chex.assert_trees_all_close(packed[:, :5], alone_one, atol=2e-5)
-    chex.assert_trees_all_close(packed[:, 5:12], alone_two, atol=2e-5)
-    chex.assert_trees_all_close(gathered[:, :12], packed[:, :12], atol=2e-5)
+    packed = run(ids, segments, Positions(token, contiguous=True))
+    chex.assert_trees_all_close(packed[:, :5], run(one), atol=2e-5)
+    chex.assert_trees_all_close(packed[:, 5:], run(two), atol=2e-5)
+    chex.assert_trees_all_close(run(ids, segments, Positions(token)), packed, atol=2e-5)
 
 
 @every
 def test_shift(row):
     """Moving all positions changes nothing exactly where only r matters."""
-    model = tiny_model(row.config)
-    params = parameters(model)
-    ids = tokens(1, 9)
-    forward = jax.jit(lambda token: model.apply(params, ids, positions=Positions(token)).hidden)
-    here, there = forward(jnp.arange(9)[None]), forward(jnp.arange(9)[None] + 6)
-    difference = float(jnp.abs(here - there).max())
+    run, ids, token = forward(tiny_model(row.config)), tokens(1, 9), jnp.arange(LENGTH)[None]
+    difference = float(jnp.abs(run(ids, None, Positions(token)) - run(ids, None, Positions(token + 6))).max())
     assert (difference < 2e-5) == row.shift_invariant, difference
 
 
 @every
 def test_order_matters(row):
     """Swapping two tokens is seen by a later one, except without positions."""
-    model = tiny_model(row.config)
-    params = parameters(model)
-    ids = jnp.array([[1, 2, 3, 4, 5, 6]])
-    swapped = jnp.array([[1, 2, 4, 3, 5, 6]])
-    forward = jax.jit(lambda x: model.apply(params, x).hidden[:, -1])
-    difference = float(jnp.abs(forward(ids) - forward(swapped)).max())
+    run = forward(tiny_model(row.config))
+    ids, swapped = jnp.array([[1, 2, 3, 4, 5, 6]]), jnp.array([[1, 2, 4, 3, 5, 6]])
+    difference = float(jnp.abs(run(ids) - run(swapped))[:, -1].max())
     assert (difference < 1e-5) == (row.name == "none"), difference
 
 
