@@ -291,7 +291,7 @@ def step_flops(parts: Parts, pipeline: Pipeline, shapes: TrainState) -> float:
     """Model FLOPs of one update: the matrix products of the forward pass, thrice, without what is computed again."""
     row = pipeline.one_row.items()
     batch = {name: jax.ShapeDtypeStruct((pipeline.batch_size, *leaf.shape[1:]), leaf.dtype) for name, leaf in row}
-    losses = functools.partial(parts.module.apply, train=False)
+    losses = functools.partial(parts.unfused().apply, train=False)
     return FORWARD_AND_BACKWARD * forward_flops(losses, {"params": shapes.params}, batch)
 
 

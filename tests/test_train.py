@@ -210,3 +210,6 @@ def test_timing_holds_utilisation_and_goodput(folder, tmp_path, monkeypatch):
         return stage.flops_per_step
 
     assert flops_of(config(folder, train__batch_size=16)) == 2 * flops_of(made) > 0
+    # A kernel that runs on a GPU alone is counted by what it computes.
+    fused = config(folder, mixer__implementation="pallas_gpu", model__dtype="bfloat16")
+    assert flops_of(fused) == flops_of(made)

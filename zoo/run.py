@@ -28,7 +28,8 @@ from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokenizers import TRAINING, load_tokenizer
 from zoo.data.tokenizers import registry as tokenizers
 from zoo.errors import UserError
-from zoo.models import Transformer, build
+from zoo.layers.block import BlockSpec
+from zoo.models import Stage, Transformer, build
 from zoo.overrides import apply
 from zoo.registry import make, to_config
 from zoo.tasks import registry as tasks
@@ -73,6 +74,10 @@ class Parts:
             return self
         task = _with_values(self.task, values)
         return dataclasses.replace(self, task=task, module=task.module(self.model))
+
+    def unfused(self) -> nn.Module:
+        """The module with attention in plain operations: a fused kernel is one operation to who counts a program's arithmetic."""
+        return self.task.module(self.model.clone(stages=_without_kernels(self.model.stages)))
 
     def fingerprints(self) -> dict[str, str]:
         """What a checkpoint remembers of the data: resuming on other data is refused."""
@@ -200,6 +205,15 @@ def assemble(config: ConfigDict, workdir: Path) -> Parts:
 def _with_values(task: Task, values: Mapping[str, Any]) -> Task:
     """The task with some of its values replaced."""
     return tasks.build({**to_config(task), **values})
+
+
+def _without_kernels(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    def unfused(spec: BlockSpec) -> BlockSpec:
+        if not hasattr(spec.mixer, "implementation"):
+            return spec
+        return dataclasses.replace(spec, mixer=dataclasses.replace(spec.mixer, implementation="xla"))
+
+    return tuple(dataclasses.replace(stage, pattern=tuple(map(unfused, stage.pattern))) for stage in stages)
 
 
 def _check_lengths(tree: Mapping[str, Any], task: Task) -> None:

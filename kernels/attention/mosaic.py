@@ -37,7 +37,7 @@ def kernel(
 ):
     """A kernel over the named `grid`, `warpgroups` of which compute (the axis "warpgroup") and one more loads."""
     how = {"interpret": plgpu.InterpretGPUParams()} if interpret else {}
-    return plgpu.kernel(
+    call = plgpu.kernel(
         body,
         out_type=out,
         scratch_types=scratch,
@@ -48,6 +48,9 @@ def kernel(
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
         **how,
     )
+    # XLA takes a custom call for cheap: where a loop over layers saves what a kernel gave, it runs the kernel a second time to
+    # write that in place. The barrier stands between the two.
+    return lambda *operands: lax.optimization_barrier(call(*operands))
 
 
 def load(ref: Any, layout: Any, *, optimized: bool = True) -> jax.Array:
