@@ -35,7 +35,7 @@ demo: venv ## pretrain, fine-tune and compare on text that is already on this ma
 	@$(BIN)/python -m zoo demo --workdir=runs/demo
 
 test: venv ## the tests, without the slow ones
-	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not peers"
+	@$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not peers and not aot"
 
 test-all: venv ## all tests, those against other libraries where they are installed
 	@$(BIN)/python -m pytest -q -n $(WORKERS)
@@ -47,7 +47,24 @@ test-peers: venv-peers ## compare BERT with that of transformers, forward and ba
 ON_DEVICE := $(addprefix tests/,kernels encodings mixers layers models tasks training test_train.py test_float16.py test_compatibility.py)
 
 test-gpu: venv ## the tests of programs, compiled for a GPU; install jax[cuda13] into .venv first
-	@ZOO_TEST_PLATFORM=cuda $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not peers" $(ON_DEVICE)
+	@ZOO_TEST_PLATFORM=cuda $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not peers and not aot" $(ON_DEVICE)
+
+# jax interprets GPU kernels from 0.11 on, which needs Python 3.12.
+PYTHON312 ?= $(shell for p in python3.13 python3.12 python3; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 && echo $$p && break; done)
+
+test-gpu-interpret: ## interpret the GPU kernels on a CPU, in an environment of Python 3.12 or newer of its own
+	@test -n "$(PYTHON312)" || { echo "Python 3.12 or newer is needed. Name one: make test-gpu-interpret PYTHON312=/path/to/python3.12" >&2; exit 1; }
+	@test -x .venv-interpret/bin/python || "$(PYTHON312)" -m venv .venv-interpret
+	@.venv-interpret/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@JAX_PLATFORMS=cpu .venv-interpret/bin/python -m pytest -q -n $(WORKERS) tests/kernels/test_pallas_gpu.py
+
+# Beside .venv and not in it: with a CUDA plugin every other program would look for a GPU.
+test-aot: venv ## compile the GPU kernels for an H100 that need not be there; fetches the compiler, 600 MB
+	@version=$$($(BIN)/python -c 'import importlib.metadata as m; print(m.version("jax"))') && \
+	  test -d .venv/aot/jax_plugins || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --target .venv/aot "jax-cuda12-plugin==$$version" "jax-cuda12-pjrt==$$version" nvidia-cuda-nvcc-cu12
+	@PYTHONPATH=.venv/aot JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n $(WORKERS) -m aot tests/aot
 
 lint: venv ## check style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

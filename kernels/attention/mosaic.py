@@ -24,7 +24,7 @@ from jaxlib.mlir.dialects import arith, memref, vector
 
 ROWS = plgpu.Layout.WGMMA.reduce(1)  # one value for each row of a tile
 COLUMNS = plgpu.Layout.WGMMA.reduce(0)
-_LOAD_TAKES_INDEX = inspect.signature(plgpu.load).parameters["idx"].default is inspect.Parameter.empty
+_LOAD_INDEX = inspect.signature(plgpu.load).parameters.get("idx")  # gone in 0.12, optional in 0.11
 
 
 def interpretable() -> bool:
@@ -55,7 +55,7 @@ def kernel(
 
 def load(ref: Any, layout: Any, *, optimized: bool = True) -> jax.Array:
     """What `ref` holds, in registers."""
-    where = ((),) if _LOAD_TAKES_INDEX else ()
+    where = ((),) if _LOAD_INDEX is not None and _LOAD_INDEX.default is inspect.Parameter.empty else ()
     return plgpu.load(ref, *where, layout=layout, optimized=optimized)
 
 

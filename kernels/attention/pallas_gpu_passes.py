@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -217,19 +218,16 @@ class Tile:
 
 
 def scores(
-    plan: Plan, tile: Tile, product: jax.Array, rows: dict, columns: dict, window: Any
+    plan: Plan, tile: Tile, product: jax.Array, rows: Mapping, columns: Mapping, window: Any
 ) -> tuple[jax.Array, float]:
-    """(s, c): the scores log2(e) · (scale · product + biases) are c · s, HIDDEN or less where the key is not visible.
+    """(s, c): the scores log2(e) · (scale · product + biases) are c · s, HIDDEN where the key is not visible.
 
-    Without biases s is the product and c the scale, which the exponential then multiplies at no cost. window: the part of the
+    Without biases and masks s is the product and c the scale, which the exponential then multiplies at no cost. window: the part of the
     table of `Toeplitz` terms that the tile looks into, or None.
     """
     biases = [tile.of_keys(columns["bias"])] if "bias" in columns else []
     if window is not None:
         biases.append(mosaic.toeplitz(window, tile.shape, transposed=tile.transposed, interpret=plan.interpret))
-    s, factor = product, plan.scale
-    if biases or plan.scale <= 0:
-        s, factor = functools.reduce(operator.add, biases, product * plan.scale), 1.0
     visible = []
     if plan.left is not None or plan.right is not None or plan.past_or_prefix:
         r = tile.key_index() - tile.query_index() - plan.offset
@@ -241,12 +239,15 @@ def scores(
             visible.append((r <= 0) | (tile.of_keys(columns["prefix"]) > 0))
     if "segments" in rows:
         visible.append(tile.of_queries(rows["segments"]) == tile.of_keys(columns["segments"]))
+    s, factor = product, plan.scale
+    if biases or visible or plan.scale <= 0:
+        s, factor = functools.reduce(operator.add, biases, product * plan.scale), 1.0
     for part in visible:
-        s = jnp.where(part, s, mosaic.zeros(tile.shape, value=HIDDEN / min(factor, 1.0)))
+        s = jnp.where(part, s, mosaic.zeros(tile.shape, value=HIDDEN))
     return s, factor
 
 
-def dropped(plan: Plan, tile: Tile, p: jax.Array, rows: dict) -> jax.Array:
+def dropped(plan: Plan, tile: Tile, p: jax.Array, rows: Mapping) -> jax.Array:
     """Dropout of probabilities, and of their cotangents; the bits are those of `kernels.attention.dropout`."""
     if plan.rate == 0:
         return p
@@ -321,7 +322,7 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
             tile = Tile((block.rows, block.columns), first_query, number * block.columns)
             s = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
             window = diagonals.part(windows, warpgroup)
-            s, factor = scores(plan, tile, s, row_vectors, loaded(column_tiles, mosaic.COLUMNS), window)
+            s, factor = scores(plan, tile, s, row_vectors, Loaded(column_tiles, mosaic.COLUMNS), window)
             higher = lax.max(top, jnp.max(s, axis=1) * factor)
             p = jnp.exp2(s * factor - tile.of_queries(higher))
             shrink = jnp.exp2(top - higher)
@@ -397,7 +398,7 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
             tile = Tile((block.rows, block.columns), first_query, number * block.columns)
             product = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
             dp = mosaic.product(gradient_tile.at[warpgroup], v_tile, tile.shape)
-            column_vectors = loaded(column_tiles, mosaic.COLUMNS)
+            column_vectors = Loaded(column_tiles, mosaic.COLUMNS)
             window = diagonals.part(windows, warpgroup)
             p = probabilities(plan, tile, product, row_vectors, column_vectors, window)
             ds = score_gradients(plan, tile, p, dp, row_vectors)
@@ -474,13 +475,13 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
             number = low + indices[1]
             tile = Tile((block.rows, block.columns), number * block.columns, first_key, transposed=True)
             product = mosaic.product(k_tile.at[warpgroup], q_tile, tile.shape)
-            row_vectors = loaded(row_tiles, mosaic.COLUMNS)
+            dp = mosaic.product(v_tile.at[warpgroup], gradient_tile, tile.shape)
+            row_vectors = Loaded(row_tiles, mosaic.COLUMNS)
             window = diagonals.part(windows, warpgroup)
             p = probabilities(plan, tile, product, row_vectors, column_vectors, window)
+            ds = score_gradients(plan, tile, p, dp, row_vectors)
             kept = dropped(plan, tile, p, row_vectors).astype(q.dtype)
             dv = mosaic.add_product(dv, kept, gradient_tile, interpret=plan.interpret)
-            dp = mosaic.product(v_tile.at[warpgroup], gradient_tile, tile.shape)
-            ds = score_gradients(plan, tile, p, dp, row_vectors)
             dk = mosaic.add_product(dk, ds.astype(q.dtype), q_tile, interpret=plan.interpret)
             if "bias" in given.columns:
                 db = db + jnp.sum(ds, axis=1)
@@ -550,7 +551,7 @@ def backward_table(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
         def step(indices, q_tile, gradient_tile, k_tile, v_tile, row_tiles, column_tiles, windows, totals):
             program = low + indices[1]
             first_query = program * block.program + warpgroup * block.rows
-            row_vectors = {name: mosaic.load(ref.at[own], mosaic.ROWS) for name, ref in row_tiles.items()}
+            row_vectors = Loaded({name: ref.at[own] for name, ref in row_tiles.items()}, mosaic.ROWS)
             added = []
             for half, total in zip(halves, totals, strict=True):
                 here = pl.ds(half * 64, 64)
@@ -558,7 +559,7 @@ def backward_table(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
                 tile = Tile((block.rows, 64), first_query, first_key)
                 start = block.program - block.rows * (1 + warpgroup) + half * 64
                 window = windows[0].at[pl.ds(start, block.rows + 64)]
-                column_vectors = {name: mosaic.load(ref.at[here], mosaic.COLUMNS) for name, ref in column_tiles.items()}
+                column_vectors = Loaded({name: ref.at[here] for name, ref in column_tiles.items()}, mosaic.COLUMNS)
                 product = mosaic.product(q_tile.at[own], k_tile.at[here], tile.shape)
                 p = probabilities(plan, tile, product, row_vectors, column_vectors, window)
                 dp = mosaic.product(gradient_tile.at[own], v_tile.at[here], tile.shape)
@@ -601,13 +602,13 @@ def backward_table(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
     return diagonals.gradient(tiles.reshape(*tiles.shape[:3], block.columns))
 
 
-def probabilities(plan: Plan, tile: Tile, product, rows: dict, columns: dict, window) -> jax.Array:
+def probabilities(plan: Plan, tile: Tile, product, rows: Mapping, columns: Mapping, window) -> jax.Array:
     """p before dropout, from the products q kᵀ and the rows' lse."""
     s, factor = scores(plan, tile, product, rows, columns, window)
     return jnp.exp2(s * factor - tile.of_queries(rows["lse"]))
 
 
-def score_gradients(plan: Plan, tile: Tile, p: jax.Array, products: jax.Array, rows: dict) -> jax.Array:
+def score_gradients(plan: Plan, tile: Tile, p: jax.Array, products: jax.Array, rows: Mapping) -> jax.Array:
     """dS, of the scores in base e, from the products dO vᵀ and the rows' delta."""
     return p * (dropped(plan, tile, products, rows) - tile.of_queries(rows["delta"]))
 
@@ -686,5 +687,18 @@ def vectors(refs: dict, b, h, here, layout) -> dict[str, jax.Array]:
     }
 
 
-def loaded(tiles: dict, layout) -> dict[str, jax.Array]:
-    return {name: mosaic.load(ref, layout) for name, ref in tiles.items()}
+@dataclass(frozen=True)
+class Loaded(Mapping):
+    """Vectors in shared memory by name; each is read into registers, of which there are few, where it is used."""
+
+    tiles: dict[str, Any]
+    layout: Any
+
+    def __getitem__(self, name: str) -> jax.Array:
+        return mosaic.load(self.tiles[name], self.layout)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tiles)
+
+    def __len__(self) -> int:
+        return len(self.tiles)

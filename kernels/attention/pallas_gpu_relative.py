@@ -26,11 +26,11 @@ from kernels.attention.pallas_gpu_passes import (
     Blocks,
     Diagonals,
     Given,
+    Loaded,
     Plan,
     Tile,
     dropped,
     fetch,
-    loaded,
     over_tiles,
     probabilities,
     score_gradients,
@@ -185,7 +185,7 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
             if band.scores:
                 products = lambda: mosaic.product(f_tile.at[warpgroup], g_tile, tile.shape)  # noqa: E731
                 s = s + band.relative(tile, products, row_vectors["c above"], row_vectors["c below"])
-            s, factor = scores(plan, tile, s, row_vectors, loaded(column_tiles, mosaic.COLUMNS), None)
+            s, factor = scores(plan, tile, s, row_vectors, Loaded(column_tiles, mosaic.COLUMNS), None)
             higher = lax.max(top, jnp.max(s, axis=1) * factor)
             p = jnp.exp2(s * factor - tile.of_queries(higher))
             shrink = jnp.exp2(top - higher)
@@ -292,7 +292,7 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
             if band.scores:
                 products = lambda: mosaic.product(f_tile.at[warpgroup], g_tile, tile.shape)  # noqa: E731
                 s = s + band.relative(tile, products, row_vectors["c above"], row_vectors["c below"])
-            p = probabilities(plan, tile, s, row_vectors, loaded(column_tiles, mosaic.COLUMNS), None)
+            p = probabilities(plan, tile, s, row_vectors, Loaded(column_tiles, mosaic.COLUMNS), None)
             dp = mosaic.product(d_tile.at[warpgroup], v_tile, tile.shape)
             if band.values:
                 products = lambda: mosaic.product(dw_tile.at[warpgroup], g_tile, tile.shape)  # noqa: E731
@@ -381,7 +381,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
             dk, dv, column_vectors = carry
             first_query = (low + indices[1]) * block.columns
             tile = Tile((block.rows, block.columns), first_query, first_key, transposed=True)
-            row_vectors = loaded(row_tiles, mosaic.COLUMNS)
+            row_vectors = Loaded(row_tiles, mosaic.COLUMNS)
             s = mosaic.product(k_tile.at[warpgroup], q_tile, tile.shape)
             if band.scores:
                 products = lambda: mosaic.product(g_tile.at[warpgroup], f_tiles[0], tile.shape)  # noqa: E731

@@ -15,11 +15,22 @@ from zoo.encodings import registry
 from zoo.mixers.softmax import Softmax
 
 every = pytest.mark.parametrize("row", ROWS, ids=lambda r: r.name)
-causal_rows = pytest.mark.parametrize("row", [r for r in ROWS if r.causal], ids=lambda r: r.name)
+# What compiles several programs a row is run by `make test` for these, which between them have every kind of term, of sharing
+# between layers and of cache; by `make test-all` for the others, too.
+COVERING = {"none", "learned", "rope", "t5", "nezha", "fire", "xpos", "gta", "fox", "bipe_alibi", "tupe"}
+
+
+def costly(rows):
+    marks = ((row, () if row.name in COVERING else pytest.mark.slow) for row in rows)
+    return pytest.mark.parametrize("row", [pytest.param(row, marks=mark, id=row.name) for row, mark in marks])
+
+
+costly_causal = costly([row for row in ROWS if row.causal])
 
 
 def test_every_encoding_has_a_row():
     assert {row.config["name"] for row in ROWS} == set(registry.names())
+    assert {row.name for row in ROWS} >= COVERING
 
 
 LENGTH = 14
@@ -70,7 +81,7 @@ def test_order_matters(row):
     assert (difference < 1e-5) == (row.name == "none"), difference
 
 
-@causal_rows
+@costly_causal
 def test_decoding_step_by_step_equals_the_full_pass(row):
     """Also with a first row that is padded on the left."""
     model = tiny_model(row.causal, causal=True)
@@ -94,7 +105,7 @@ def test_decoding_step_by_step_equals_the_full_pass(row):
     chex.assert_trees_all_close(decoded[1], full[1], atol=2e-5)
 
 
-@causal_rows
+@costly_causal
 def test_causal_by_gradient(row):
     """No output depends on a later input: the gradient is exactly zero, not small."""
     model = tiny_model(row.causal, causal=True)
@@ -117,7 +128,7 @@ def test_causal_by_gradient(row):
     assert jnp.any(grad[:3] != 0)
 
 
-@every
+@costly(ROWS)
 def test_scanned_equals_unrolled_by_the_plain_twin(row):
     """One table that layers share stays one: parameter shapes, values and gradients, scanned against unrolled.
 
