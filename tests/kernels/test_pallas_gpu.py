@@ -6,6 +6,7 @@ Interpretation needs jax 0.11 (`make test-gpu-interpret`); with an older one onl
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from kernels.attention import (
     Table,
     Toeplitz,
     Wave,
+    api,
     attention,
     mosaic,
     pallas_gpu,
@@ -214,6 +216,24 @@ def test_on_another_platform_it_fails_at_lowering():
     q = jnp.ones((1, 8, 2, 32), jnp.bfloat16)
     with pytest.raises(ValueError, match="CPU"):
         jax.jit(lambda q: attention(q, q, q, implementation="pallas_gpu")).lower(q)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "capability", "devices", "length", "dtype"),
+    [
+        ("pallas_gpu", "9.0", 1, 64, jnp.bfloat16),
+        ("xla", "10.0", 1, 64, jnp.bfloat16),
+        ("xla", "9.0", 2, 64, jnp.bfloat16),
+        ("xla", "9.0", 1, 63, jnp.bfloat16),
+        ("xla", "9.0", 1, 64, jnp.float32),
+    ],
+)
+def test_what_is_chosen_where_nothing_is_named(monkeypatch, chosen, capability, devices, length, dtype):
+    q = jnp.ones((1, length, 2, 32), dtype)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    assert api._best(q, q, (), AttentionMask(), Placement.of(None, length, length)) == chosen
 
 
 def table(rows):
