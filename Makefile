@@ -49,6 +49,13 @@ ON_DEVICE := $(addprefix tests/,kernels encodings mixers layers models tasks tra
 test-gpu: venv ## the tests of programs, compiled for a GPU; install jax[cuda13] into .venv first
 	@ZOO_TEST_PLATFORM=cuda $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not peers and not aot" $(ON_DEVICE)
 
+bench-gpu: venv ## on a Hopper GPU: attention at all lengths and pretraining steps, as tables into runs/bench-gpu
+	@mkdir -p runs/bench-gpu
+	@for width in 64 128; do $(BIN)/python -m benchmarks.attention --head-dim=$$width --lengths=512,1024,2048,4096,8192,16384,32768 \
+	  --json=runs/bench-gpu/attention.jsonl | tee runs/bench-gpu/attention-$$width.md; done
+	@$(BIN)/python -m benchmarks.pretraining_step --model=bert-base,bert-large,nezha-base --kernels=40 \
+	  --json=runs/bench-gpu/pretraining_step.jsonl | tee runs/bench-gpu/pretraining_step.md
+
 # jax interprets GPU kernels from 0.11 on, which needs Python 3.12.
 PYTHON312 ?= $(shell for p in python3.13 python3.12 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 && echo $$p && break; done)

@@ -2,6 +2,7 @@
 
     python -m benchmarks.pretraining_step                                    # bert-base and bert-large, 128 and 512 tokens
     python -m benchmarks.pretraining_step --model=nezha-base --implementation=xla,pallas_gpu --length=512
+    python -m benchmarks.pretraining_step --model=bert-base --length=512 --kernels=40   # where a GPU's time goes
     python -m benchmarks.pretraining_step --config.model.remat=full --config.model.unroll=24 --tokens=65536
 
 A step is the compiled update of train.py: forward and backward with the preset's dropout (0.1), gradients clipped to a norm of 1,
@@ -30,6 +31,7 @@ from typing import Any
 
 import jax
 
+from benchmarks.profile import profile
 from benchmarks.report import surroundings, table
 from benchmarks.training import Training, random_batch
 from configs.base import base
@@ -121,6 +123,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=4, help="of which the median counts")
     parser.add_argument("--steps", type=int, default=4, help="of a round; the host waits for the last alone")
     parser.add_argument("--json", type=Path, help="file to append a JSON object to for each row")
+    parser.add_argument("--kernels", type=int, default=0, help="on a GPU: so many of a step's longest, by name")
     flags = parser.read(arguments)
     cells = list(cells_of(flags))
     logging.disable(logging.INFO)
@@ -191,7 +194,7 @@ def measure(cell: Cell, overrides: Sequence[tuple[str, str]], flags: Any, state:
     while True:
         batch = training.put(random_batch(task, config["model"]["vocab_size"], rows, DOCUMENTS))
         try:
-            timed = functools.partial(time_steps, training, batch, state, flags.rounds, flags.steps)
+            timed = functools.partial(time_steps, training, batch, state, flags)
             seconds, compiling, planned = without_memory_errors(timed)
             break
         except DoesNotFit as error:
@@ -220,7 +223,7 @@ def memory_limit() -> int | None:
 
 
 def time_steps(
-    training: Training, batch: Any, state: list[TrainState], rounds: int, steps: int
+    training: Training, batch: Any, state: list[TrainState], flags: Any
 ) -> tuple[tuple[float, ...], float, int]:
     """(seconds of a step in each round, seconds of compiling, bytes that the program needs)."""
     begin = time.perf_counter()
@@ -234,7 +237,7 @@ def time_steps(
         raise DoesNotFit(f"the program needs {planned / 2**30:.1f} GiB of {limit / 2**30:.1f}")
     held = state.pop() if state else training.fresh()
     seconds = []
-    for count in (WARM_UP, *(steps,) * rounds):
+    for count in (WARM_UP, *(flags.steps,) * flags.rounds):
         begin = time.perf_counter()
         for _ in range(count):
             held, metrics = update(held, batch)
@@ -243,7 +246,20 @@ def time_steps(
         if not finite:
             raise RuntimeError("a step was not finite")
     state.append(held)
+    if flags.kernels:
+        print_kernels(update, batch, state, flags.kernels)
     return tuple(seconds[1:]), compiling, planned
+
+
+def print_kernels(update: Any, batch: Any, state: list[TrainState], count: int) -> None:
+    def step() -> Any:
+        held, metrics = update(state.pop(), batch)
+        state.append(held)
+        return metrics
+
+    kernels = profile(step, 2, update.as_text())
+    rows = [(k.milliseconds, k.runs, k.name[:60], k.operation[-60:]) for k in kernels[:count]]
+    print(table(("ms a step", "runs", f"of {sum(k.milliseconds for k in kernels):.1f} ms", "made from"), rows) + "\n")
 
 
 def without_memory_errors(function: Callable[[], Any]) -> Any:
