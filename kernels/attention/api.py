@@ -53,8 +53,8 @@ def attention(
       positions: None = keys 0 … S − 1 with the queries last; one struct for both sides; or (the query's, the key's).
         Tables are sliced for None and for one contiguous struct, gathered otherwise.
       dropout: (rate, key). The bits are a hash of (key, b, n, i, j) with i, j array indices, the same in every implementation.
-      implementation: a named one runs or raises; None takes "pallas_gpu" on a single Hopper GPU where
-        it computes this call and has queries enough for its tiles, else "xla".
+      implementation: a named one runs or raises; None takes "pallas_gpu" on Hopper GPUs where it
+        computes this call and has queries enough for its tiles, else "xla".
 
     Returns:
       `[B, T, N, Hv]` in the dtype of q.
@@ -129,9 +129,8 @@ def _dropout(dropout: tuple[float, Array] | None) -> tuple[float, Array] | None:
 
 
 def _best(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, placement: Placement) -> Implementation:
-    """The fused kernels where they compute the call, on one device: XLA would gather for them what is spread over several."""
     hopper = jax.default_backend() == "gpu" and getattr(jax.devices()[0], "compute_capability", None) == "9.0"
-    if not hopper or jax.device_count() > 1 or q.shape[1] < _FEW_QUERIES:
+    if not hopper or q.shape[1] < _FEW_QUERIES:
         return "xla"
     from kernels.attention import pallas_gpu
 

@@ -7,8 +7,10 @@ asked for is refused by name; `xla` computes it. The kernels themselves are in `
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,11 +22,15 @@ from kernels.attention import pallas_gpu_relative
 from kernels.attention.dropout import row_words
 from kernels.attention.mask import AttentionMask
 from kernels.attention.pallas_gpu_passes import Given, Plan, backward_keys, backward_queries, backward_table, forward
-from kernels.attention.pallas_gpu_relative import Band, Sides
+from kernels.attention.pallas_gpu_relative import Band, Sides, Sums
 from kernels.attention.positions import Placement
 from kernels.attention.separable import Basis
+from kernels.attention.sharded import by_batch_and_heads
 from kernels.attention.skew import expand
 from kernels.attention.terms import Relative, RowColumn, Term, Toeplitz
+
+# Axes, as `sharded` names them.
+Q, K, V, OUT, ROW = "b t n h", "b s m h", "b s m w", "b t n w", "b n t"
 
 _WIDEST = 128
 _TILE = 128  # lengths are padded to a multiple of it, with keys that nobody sees
@@ -186,21 +192,24 @@ def _core(plan: Plan, q, k, v, given):
 
 
 def _forward(plan: Plan, q, k, v, given):
-    out, lse = forward(plan, q, k, v, given)
+    operands = ((q, Q), (k, K), (v, V))
+    out, lse = _divided(plan, lambda here, q, k, v, given: forward(here, q, k, v, given), operands, given, (OUT, ROW))
     return out, (q, k, v, given, out, lse)
 
 
 def _backward(plan: Plan, saved: Any, gradient: Array):
     q, k, v, given, out, lse = saved
-    with_sums = given.with_rows(lse=lse, delta=_dots(gradient, out))
-    dq = backward_queries(plan, q, k, v, gradient, with_sums)
-    dk, dv, db = backward_keys(plan, q, k, v, gradient, with_sums)
+    given = given.with_rows(lse=lse, delta=_dots(gradient, out))
+    run = functools.partial(_divided, plan, operands=((q, Q), (k, K), (v, V), (gradient, OUT)), given=given)
+    (dq,) = run(lambda *parts: (backward_queries(*parts),), results=(Q,))
+    dk, dv, db = run(backward_keys, results=(K, V, "b m s"))
     # The bias and the table are in base 2, their gradients come in base e.
     d_columns = {name: db * math.log(2) if name == "bias" else None for name in given.columns}
     d_table = None
     if given.table is not None:
-        d_table = backward_table(plan, q, k, v, gradient, with_sums) * math.log(2)
-    return dq, dk, dv, Given(dict.fromkeys(given.rows), d_columns, d_table)
+        (d_table,) = run(lambda *parts: (backward_table(*parts) * math.log(2),), results=("n r",))
+    d_rows = {name: None for name in given.rows if name not in ("lse", "delta")}
+    return dq, dk, dv, Given(d_rows, d_columns, d_table)
 
 
 _core.defvjp(_forward, _backward)
@@ -212,7 +221,14 @@ def _relative_core(band: Band, q, k, v, sides, given):
 
 
 def _relative_forward(band: Band, q, k, v, sides, given):
-    sums, lse = pallas_gpu_relative.forward(band, q, k, v, sides, given)
+    def run(here, q, k, v, sides, given):
+        sums, lse = pallas_gpu_relative.forward(dataclasses.replace(band, plan=here), q, k, v, sides, given)
+        return *jax.tree.leaves(sums), lse
+
+    axes_of_sums = Sums(OUT, *(("b t n e", ROW, ROW) if band.values else (None,) * 3))
+    operands = ((q, Q), (k, K), (v, V), (sides, _axes_of_sides(band)))
+    *leaves, lse = _divided(band.plan, run, operands, given, (*jax.tree.leaves(axes_of_sums), ROW))
+    sums = jax.tree.unflatten(jax.tree.structure(axes_of_sums), leaves)
     return sums, (q, k, v, sides, given, sums, lse)
 
 
@@ -222,15 +238,55 @@ def _relative_backward(band: Band, saved: Any, d: Any):
     if band.values:
         delta = delta + _dots(d.w, sums.w) + d.above * sums.above + d.below * sums.below
     given = given.with_rows(lse=lse, delta=delta)
-    dq, d_sides = pallas_gpu_relative.backward_queries(band, q, k, v, sides, d, given)
-    dk, dv = pallas_gpu_relative.backward_keys(band, q, k, v, sides, d, given)
-    nothing = Given(
-        {name: None for name in given.rows if name not in ("lse", "delta")}, dict.fromkeys(given.columns), None
+    axes_of_sums = Sums(OUT, *(("b t n e", ROW, ROW) if band.values else (None,) * 3))
+    operands = ((q, Q), (k, K), (v, V), (sides, _axes_of_sides(band)), (d, axes_of_sums))
+    run = functools.partial(_divided, band.plan, operands=operands, given=given)
+
+    def of_queries(here, *parts):
+        return tuple(
+            jax.tree.leaves(pallas_gpu_relative.backward_queries(dataclasses.replace(band, plan=here), *parts))
+        )
+
+    axes = _axes_of_sides(band)._replace(g=None)
+    dq, *leaves = run(of_queries, results=(Q, *jax.tree.leaves(axes)))
+    d_sides = jax.tree.unflatten(jax.tree.structure(axes), leaves)
+    dk, dv = run(
+        lambda here, *parts: pallas_gpu_relative.backward_keys(dataclasses.replace(band, plan=here), *parts),
+        results=(K, V),
     )
-    return dq, dk, dv, d_sides, nothing
+    d_rows = {name: None for name in given.rows if name not in ("lse", "delta")}
+    return dq, dk, dv, d_sides, Given(d_rows, dict.fromkeys(given.columns), None)
+
+
+def _axes_of_sides(band: Band) -> Sides:
+    return Sides(*(("b t n e", ROW, ROW) if band.scores else (None,) * 3), "s e")
 
 
 _relative_core.defvjp(_relative_forward, _relative_backward)
+
+
+def _divided(plan: Plan, function: Callable[..., tuple], operands: Sequence, given: Given, results: Sequence[str]):
+    """function(plan, *operands, given), each device with its part of batch and heads and a plan for it.
+
+    operands: (arrays, their axes) as trees of one structure; the axes' letters are those of `by_batch_and_heads`.
+    """
+    kinds = {2: ("b t", "b s"), 3: (ROW, "b n s")}
+    rows = {name: kinds[x.ndim][0] for name, x in given.rows.items()}
+    columns = {name: kinds[x.ndim][1] for name, x in given.columns.items()}
+    axes_of_given = Given(rows, columns, None if given.table is None else "n r")
+    arrays = (*(x for x, _ in operands), given)
+    leaves, tree = jax.tree.flatten(arrays)
+    axes = jax.tree.leaves((*(a for _, a in operands), axes_of_given))
+
+    def local(*parts):
+        here = dataclasses.replace(plan, batch=parts[0].shape[0], heads=parts[0].shape[2], kv_heads=parts[1].shape[2])
+        return function(here, *jax.tree.unflatten(tree, parts))
+
+    if (
+        plan.interpret
+    ):  # on one device: an interpreted kernel has effects, which an operation that is divided may not have
+        return local(*leaves)
+    return by_batch_and_heads(local, axes, results, group=plan.group)(*leaves)
 
 
 def _dots(x: Array, y: Array) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kernels.attention import AttentionMask, Clip, Relative, RowColumn, Table, Toeplitz, Wave, attention
 
@@ -33,15 +33,19 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description
 pytestmark = pytest.mark.aot
 
 
-@pytest.fixture(scope="module")
-def sharding():
+def gpus(count):
     try:
-        topology = topologies.get_topology_desc(
-            platform="cuda", topology_name="1x1x1", topology="1x1x1", target_config=H100
-        )
+        name = f"1x1x{count}"
+        return topologies.get_topology_desc(
+            platform="cuda", topology_name=name, topology=name, target_config=H100
+        ).devices
     except Exception as error:  # whatever a missing plugin raises
         pytest.skip(f"JAX's CUDA plugin is not installed: {str(error)[:100]}")
-    return NamedSharding(Mesh(np.array(topology.devices), ("x",)), PartitionSpec())
+
+
+@pytest.fixture(scope="module")
+def sharding():
+    return NamedSharding(Mesh(np.array(gpus(1)), ("x",)), PartitionSpec())
 
 
 @pytest.fixture
@@ -58,15 +62,25 @@ def spills(tmp_path, monkeypatch):
 
 
 def compile_gradients(
-    sharding, *, width=64, length=512, batch=4, heads=8, kv_heads=8, terms="none", mask="none", dropout=0.0
+    sharding,
+    *,
+    width=64,
+    length=512,
+    batch=4,
+    heads=8,
+    kv_heads=8,
+    terms="none",
+    mask="none",
+    dropout=0.0,
+    operands=None,
 ):
     """The compiled gradients to q, k, v and the arrays of the terms."""
 
-    def shape(*axes, dtype=jnp.float32):
+    def shape(*axes, dtype=jnp.float32, sharding=sharding):
         return jax.ShapeDtypeStruct(axes, dtype, sharding=sharding)
 
-    q = shape(batch, length, heads, width, dtype=jnp.bfloat16)
-    k = shape(batch, length, kv_heads, width, dtype=jnp.bfloat16)
+    q = shape(batch, length, heads, width, dtype=jnp.bfloat16, sharding=operands or sharding)
+    k = shape(batch, length, kv_heads, width, dtype=jnp.bfloat16, sharding=operands or sharding)
     wave = Wave(10000.0, 0.0)
     made = {
         "none": (),
@@ -88,7 +102,7 @@ def compile_gradients(
         out = attention(q, k, v, terms=terms, mask=mask, dropout=drop, implementation="pallas_gpu")
         return jnp.sum(out.astype(jnp.float32))
 
-    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)), out_shardings=sharding)
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
     arguments = (q, k, k, made, masks[mask], shape(2, dtype=jnp.uint32))
     return gradients.trace(*arguments).lower(lowering_platforms=("cuda",)).compile()
 
@@ -119,3 +133,16 @@ def test_memory_grows_with_the_length(sharding, terms):
         for length in (8192, 16384)
     )
     assert many < 2.2 * few and many < 8 * 2**27
+
+
+@pytest.mark.parametrize("terms", ["none", "toeplitz", "row_column", "nezha", "shaw"])
+def test_eight_devices_gather_nothing(terms):
+    mesh = Mesh(np.array(gpus(8)).reshape(4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    whole, divided = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec("data", None, "tensor")))
+    kv_heads = 8 if terms == "row_column" else 4
+    text = compile_gradients(
+        whole, terms=terms, mask="segments", dropout=0.1, kv_heads=kv_heads, operands=divided
+    ).as_text()
+    assert "all-gather" not in text and "bf16[1,512,4,64]" in text, "a device has 1 of 4 rows and 4 of 8 heads"
+    # Tables that all rows share have their gradients summed over the rows of all devices.
+    assert ("all-reduce" in text) == (terms in ("toeplitz", "shaw"))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kernels.attention import (
     AttentionMask,
@@ -31,6 +32,7 @@ from kernels.attention import (
 )
 from kernels.attention.dropout import key_words
 from kernels.attention.positions import Placement
+from tests.devices import first
 from tests.kernels.attention_cases import MASKS, Sizes, inputs, truth
 
 ON_GPU = jax.default_backend() == "gpu"
@@ -186,6 +188,19 @@ def test_the_same_bits_twice():
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@pytest.mark.skipif(not ON_GPU, reason="on GPUs alone; tests/aot compiles it for eight")
+@pytest.mark.parametrize("kind", ["toeplitz", "query_and_value"])
+def test_over_devices_it_is_what_it_is_on_one(kind):
+    """Batch over two, heads over two; a table's gradient is the sum over both halves of the batch."""
+    mesh = Mesh(np.array(first(4)).reshape(2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    sizes = Sizes(T=20, S=20, N=4, K=2, H=32, W=32)
+    (q, k, v, terms), cotangent = inputs(sizes, kind)
+    put = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("data", None, "tensor")))
+    one = with_gradients((q, k, v, terms), cotangent, jnp.bfloat16)
+    several = with_gradients((put(q), put(k), put(v), terms), cotangent, jnp.bfloat16)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), several, one)
+
+
 @runs
 @pytest.mark.skipif(not ON_GPU, reason="long: on a GPU alone")
 @pytest.mark.parametrize("width", [64, 128])
@@ -219,20 +234,18 @@ def test_on_another_platform_it_fails_at_lowering():
 
 
 @pytest.mark.parametrize(
-    ("chosen", "capability", "devices", "length", "dtype"),
+    ("chosen", "capability", "length", "dtype"),
     [
-        ("pallas_gpu", "9.0", 1, 64, jnp.bfloat16),
-        ("xla", "10.0", 1, 64, jnp.bfloat16),
-        ("xla", "9.0", 2, 64, jnp.bfloat16),
-        ("xla", "9.0", 1, 63, jnp.bfloat16),
-        ("xla", "9.0", 1, 64, jnp.float32),
+        ("pallas_gpu", "9.0", 64, jnp.bfloat16),
+        ("xla", "10.0", 64, jnp.bfloat16),
+        ("xla", "9.0", 63, jnp.bfloat16),
+        ("xla", "9.0", 64, jnp.float32),
     ],
 )
-def test_what_is_chosen_where_nothing_is_named(monkeypatch, chosen, capability, devices, length, dtype):
+def test_what_is_chosen_where_nothing_is_named(monkeypatch, chosen, capability, length, dtype):
     q = jnp.ones((1, length, 2, 32), dtype)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
     assert api._best(q, q, (), AttentionMask(), Placement.of(None, length, length)) == chosen
 
 
