@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -17,6 +17,9 @@ PACKAGES = ("encoder-zoo", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint",
 # In float32 with matmul precision "highest", relative to the largest entry. The gradient of a table's row sums up to
 # 600 x 600 entries, in another order in every implementation; everything else agrees ten times closer.
 TOLERANCE = 3e-4
+# Of kernels that multiply in bfloat16: rounded are their operands, probabilities and results, and of a row's gradients the sum
+# that is zero in exact arithmetic.
+BFLOAT16 = {"pallas_gpu": 2e-2}
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +43,8 @@ def main(argv: list[str]) -> int:
         print(row, flush=True)
     wrong = [row for row in rows if row.wrong]
     agree = "all agree" if not wrong else f"{len(wrong)} disagree"
-    print(f"\n{agree} with the plain reference, to {TOLERANCE:g} of the largest entry")
+    bound = ", ".join(f"{name} to {tolerance:g}" for name, tolerance in BFLOAT16.items())
+    print(f"\n{agree} with the plain reference, to {TOLERANCE:g} of the largest entry ({bound}, in bfloat16)")
     return 1 if wrong else 0
 
 
@@ -64,7 +68,8 @@ class Row:
     @property
     def wrong(self) -> bool:
         # Written so that NaN counts as wrong.
-        return not self.absent and not (self.forward <= TOLERANCE and self.gradients <= TOLERANCE)
+        tolerance = BFLOAT16.get(self.implementation, TOLERANCE)
+        return not self.absent and not (self.forward <= tolerance and self.gradients <= tolerance)
 
     def __str__(self) -> str:
         if self.absent:
@@ -76,25 +81,33 @@ class Row:
 def compare_all() -> Iterator[Row]:
     """Every implementation beside the reference, on every kind of term and mask."""
     import jax
+    import jax.numpy as jnp
 
     from kernels.attention.api import Implementation
 
     others = [name for name in typing.get_args(Implementation) if name != "reference"]
     with jax.default_matmul_precision("highest"):
         for case, (arrays, terms, mask) in cases().items():
-            expected = _run("reference", arrays, terms, mask)
             for name in others:
-                yield _compare(case, name, expected, lambda n=name, a=arrays, t=terms, m=mask: _run(n, a, t, m))
+                if name == "pallas_gpu" and getattr(jax.devices()[0], "compute_capability", None) != "9.0":
+                    yield Row(case, name, absent="runs on a Hopper GPU alone")
+                    continue
+                given = jax.tree.map(jnp.bfloat16, arrays) if name in BFLOAT16 else arrays
+                yield _compare(case, name, given, terms, mask)
 
 
-def _compare(case: str, name: str, expected: Any, run: Callable[[], Any]) -> Row:
+def _compare(case: str, name: str, arrays: Any, terms: Any, mask: Any) -> Row:
+    import jax
+    import jax.numpy as jnp
+
     try:
-        found = run()
+        found = _run(name, arrays, terms, mask)
     except ValueError as error:  # what a named implementation raises where it cannot run
         if name == "xla":  # runs everywhere, so a refusal is a fault
             raise
         reason = str(error).removeprefix(f"attention implementation {name!r}: ")
-        return Row(case, name, absent=reason.partition("; those that exist")[0])
+        return Row(case, name, absent=reason.partition("; those that exist")[0].partition(". implementation=")[0])
+    expected = _run("reference", jax.tree.map(jnp.float32, arrays), terms, mask)
     return Row(case, name, _distance(found[0], expected[0]), _distance(found[1], expected[1]))
 
 
@@ -107,7 +120,8 @@ def _run(implementation: str, arrays: Any, terms: Any, mask: Any) -> tuple[Any, 
 
     def loss(arrays: Any, terms: Any) -> tuple[jax.Array, jax.Array]:
         out = attention(*arrays, terms=terms, mask=mask, implementation=implementation)
-        return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
+        wide = out.astype(jnp.float32)
+        return jnp.sum(wide * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
 
     (_, out), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(arrays, terms)
     return out, gradients
