@@ -43,6 +43,7 @@ YARN = {"name": "rope", "scaling": {"name": "yarn", "factor": 4.0, "original_len
 ROWS = (
     Row("none", {"name": "none"}, {"name": "none"}, True),
     Row("learned", {"name": "learned"}, {"name": "learned"}, False),
+    Row("learned-interpolated", {"name": "learned", "interpolate": 12}, {"name": "learned", "interpolate": 9}, False),
     Row("sinusoidal", {"name": "sinusoidal"}, {"name": "sinusoidal"}, False),
     Row("rope", {"name": "rope"}, {"name": "rope", "layout": "interleaved", "fraction": 0.5}, True),
     Row("t5", {"name": "t5"}, {"name": "t5", "bidirectional": False, "num_buckets": 8, "max_distance": 16}, True),
@@ -57,8 +58,10 @@ ROWS = (
     Row("xpos", None, {"name": "xpos"}, True, max_span=32768),
     Row("pia", {"name": "pia"}, {"name": "pia", "layout": "interleaved", "frequencies": "paper"}, False),
     Row("gta", {"name": "gta"}, {"name": "gta", "layout": "half"}, True),
+    Row("cope", None, {"name": "cope", "max_count": 4}, True),
     Row("fox", None, {"name": "fox"}, True),
     Row("tupe", {"name": "tupe"}, {"name": "tupe", "form": "paper"}, False),
+    Row("cpe", {"name": "cpe"}, {"name": "cpe", "width": 4}, True),
     Row("bipe_rope", {"name": "bipe_rope", "separators": (2, 9)}, {"name": "bipe_rope", "separators": (2, 9)}, True),
     Row("bipe_alibi", None, {"name": "bipe_alibi", "separators": (2, 9), "slope_factor": 4.0}, True),
 )
