@@ -39,6 +39,8 @@ class Row(NamedTuple):
 
 
 YARN = {"name": "rope", "scaling": {"name": "yarn", "factor": 4.0, "original_length": 8}}
+MUSIC = {"name": "music", "length": 4, "bidirectional": True}
+DEBERTA_V1 = {"name": "deberta", "buckets": None, "max_distance": 4, "share_projections": False, "norm": False}
 
 ROWS = (
     Row("none", {"name": "none"}, {"name": "none"}, True),
@@ -60,6 +62,16 @@ ROWS = (
     Row("gta", {"name": "gta"}, {"name": "gta", "layout": "half"}, True),
     Row("cope", None, {"name": "cope", "max_count": 4}, True),
     Row("fox", None, {"name": "fox"}, True),
+    Row("shaw", {"name": "shaw", "limit": 3}, {"name": "shaw", "limit": 3, "share_heads": False}, True),
+    Row("music", MUSIC, {"name": "music", "length": 4, "beyond": "zero"}, True),
+    Row("transformer_xl", {"name": "transformer_xl", "untie": True}, {"name": "transformer_xl", "clamp": 4}, True),
+    Row("deberta", {"name": "deberta", "buckets": 4, "max_distance": 8}, DEBERTA_V1, True),
+    Row("huang_m1", {"name": "huang_m1", "limit": 3}, {"name": "huang_m1", "limit": 3}, True),
+    Row("huang_m2", {"name": "huang_m2", "limit": 3}, {"name": "huang_m2", "limit": 3}, True),
+    Row("huang_m3", {"name": "huang_m3", "limit": 3}, {"name": "huang_m3", "limit": 3}, True),
+    Row("huang_m4", {"name": "huang_m4", "limit": 3}, {"name": "huang_m4", "limit": 3, "keys": False}, True),
+    Row("irpe", {"name": "irpe", "on": ("query", "key", "value")}, {"name": "irpe", "share_heads": False}, True),
+    Row("irpe-bias", {"name": "irpe", "mode": "bias"}, {"name": "irpe", "mode": "bias", "mapping": "quantized"}, True),
     Row("tupe", {"name": "tupe"}, {"name": "tupe", "form": "paper"}, False),
     Row("cpe", {"name": "cpe"}, {"name": "cpe", "width": 4}, True),
     Row("bipe_rope", {"name": "bipe_rope", "separators": (2, 9)}, {"name": "bipe_rope", "separators": (2, 9)}, True),

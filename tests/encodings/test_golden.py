@@ -12,6 +12,7 @@ import zoo.encodings
 from kernels.attention import AttentionMask, Positions, attention, logits
 from zoo.encodings import Dims, Place, Project, Site, registry, rope_scaling
 from zoo.encodings.alibi import slopes
+from zoo.encodings.irpe import piecewise
 from zoo.encodings.sinusoidal import Sinusoidal, sinusoids
 from zoo.encodings.t5 import T5, bucket
 
@@ -27,27 +28,37 @@ IDENTITY = Project(*(lambda h: h[..., None, :] for _ in range(3)))
 SITE = Site(X, X, {}, IDENTITY, PLACE, AttentionMask())
 
 
-def encode(config, params=None):
-    """q, k, v, terms and scale of the golden input, one head, no projections."""
+def encode(config, params=None, layer=None):
+    """q, k, v, terms and scale of the golden input, one head, no projections; parameters of the shared module and the layer's."""
     part = registry.build(config)
     shared = part.shared(DIMS)
     made = None if shared is None else shared.apply({"params": params or {}}, PLACE)
-    return part.layer(DIMS).apply({}, made, *(jnp.asarray(a, jnp.float32)[None, :, None, :] for a in (Q, K, V)), SITE)
+    variables = {"params": layer or {}}
+    return part.layer(DIMS).apply(
+        variables, made, *(jnp.asarray(a, jnp.float32)[None, :, None, :] for a in (Q, K, V)), SITE
+    )
 
 
-def scores(config, params=None):
+def scores(config, params=None, layer=None):
     q, k = (jnp.asarray(a, jnp.float32)[None, :, None, :] for a in (Q, K))
-    return np.asarray(zoo.encodings.logits(config, q, k, params=params and {"shared": params}))[0, 0]
+    given = {name: tree for name, tree in (("shared", params), ("layer", layer)) if tree is not None}
+    return np.asarray(zoo.encodings.logits(config, q, k, params=given or None))[0, 0]
 
 
-def outputs(config, causal=False, params=None):
-    e = encode(config, params)
+def outputs(config, causal=False, params=None, layer=None):
+    e = encode(config, params, layer)
     mask = AttentionMask(causal=causal)
     out = attention(e.q, e.k, e.v, terms=e.terms, scale=e.scale, mask=mask)
     part = registry.build(config)
     module = part.shared(DIMS)
     shared = None if module is None else module.apply({"params": params or {}}, PLACE)
     return np.asarray(part.layer(DIMS).apply({}, out, shared, {}, SITE, method="back")[0])[0, :, 0]
+
+
+def tab(rows, a=0.1):
+    """The reference's table, one head: a cos(r + 2c)."""
+    r, c = np.meshgrid(np.arange(rows), np.arange(4), indexing="ij")
+    return jnp.asarray(a * np.cos(r + 2 * c), jnp.float32)[:, None]
 
 
 def eight_heads(config, params=None):
@@ -319,6 +330,77 @@ def test_tupe():
     close((untied - content)[0], [0.3] * 4)
     close((untied - content)[1:, 0], [-0.2] * 3)
     close((untied - content)[1:, 1:], (scores(tied, plain) - content)[1:, 1:])
+
+
+def test_shaw():
+    tables, config = {"keys": tab(5), "values": tab(5, 0.2)}, {"name": "shaw", "limit": 2}
+    close(scores(config, layer=tables)[1], [1.163102, 1.243742, 1.270252, 1.243650])
+    close(outputs(config, layer=tables)[1], [0.192585, 0.497406, 0.787297, 0.733184])
+    close(outputs(config, causal=True, layer=tables)[3], [0.375984, 0.372035, 0.658850, 0.907826])
+
+
+def test_music():
+    found = 2 * scores({"name": "music", "length": 4}, layer={"table": tab(4)}) - Q @ K.T
+    expected = [0.012002, 0.010339, 0.005618, -0.013011, -0.013213, -0.001268]
+    expected += [0.002721, -0.030414, -0.035586, -0.008040]
+    close(found[np.tril_indices(4)], expected)
+    close(found[np.triu_indices(4, 1)], 0)
+
+
+def test_transformer_xl():
+    biases = {
+        "content": jnp.asarray(0.1 * np.cos(np.arange(4)))[None],
+        "position": jnp.asarray(0.1 * np.sin(np.arange(4) + 1))[None],
+    }
+    given = {
+        "params": {"biases": jax.tree.map(lambda x: x.astype(jnp.float32), biases)},
+        "layer": {"position": {"kernel": jnp.eye(4)}},
+    }
+    close(scores("transformer_xl", **given)[3], [0.925527, 1.453938, 1.680203, 1.332649])
+    close(outputs("transformer_xl", causal=True, **given)[3], [0.285999, 0.537937, 0.726831, 0.833014])
+
+
+def test_deberta():
+    v1 = {"name": "deberta", "buckets": None, "max_distance": 2, "share_projections": False, "norm": False}
+    offset = registry.build(v1).rows.lookup()[np.clip(C - ROWS, -2, 2) + 2]
+    np.testing.assert_array_equal(offset, [[2, 1, 0, 0], [3, 2, 1, 0], [3, 3, 2, 1], [3, 3, 3, 2]])
+    twice = {"key": {"kernel": jnp.eye(4)}, "query": {"kernel": 2 * jnp.eye(4), "bias": jnp.zeros(4)}}
+    table = {"table": tab(4)[:, 0]}
+    close(scores(v1, table, twice)[1], [0.647249, 0.706533, 0.749833, 0.739022])
+    close(scores({**v1, "p2c": "paper"}, table, twice)[1], [0.676656, 0.706533, 0.711611, 0.698854])
+
+
+def test_deberta_buckets():
+    rows = registry.build("deberta").rows
+    at = np.array([127, 128, 129, 130, 135, 150, 200, 256, 300, 400, 500, 511])
+    expected = np.array([127, 128, 129, 130, 133, 143, 169, 192, 207, 233, 254, 255])
+    np.testing.assert_array_equal(rows.lookup()[rows.span - at] - 256, expected)
+    np.testing.assert_array_equal(rows.lookup()[rows.span + at] - 256, -expected)
+
+
+def test_huang():
+    five = 1 + 0.1 * jnp.arange(5.0)
+    found = scores({"name": "huang_m1", "limit": 2}, layer={"factors": five[:3]})
+    close(found[1], [1.276357, 1.238573, 1.394187, 1.494941])
+    found = scores({"name": "huang_m2", "limit": 2}, layer={"factors": five})
+    close(found[1], [1.276357, 1.486287, 1.647676, 1.744098])
+    found = scores({"name": "huang_m3", "limit": 2}, layer={"factors": 1 + tab(5)[:, 0]})
+    close(found[1], [1.147753, 1.243260, 1.281213, 1.247336])
+    found = scores({"name": "huang_m4", "limit": 2}, layer={"table": tab(5)[:, 0]})
+    close(found[1], [1.167536, 1.233747, 1.251415, 1.224030])
+
+
+def test_irpe():
+    np.testing.assert_array_equal(
+        piecewise(np.arange(-6, 7), 1.9, 3.8, 15.2), [-3, -3, -3, -2, -2, -1, 0, 1, 2, 2, 3, 3, 3]
+    )
+    found = piecewise(np.array([4, 5, 6, 8, 12, 16, 24, 32, 64]), 4, 8, 32)
+    np.testing.assert_array_equal(found, [4, 4, 5, 5, 6, 7, 7, 8, 8])
+    assert piecewise(np.array(5), 1.9, 3.8, 15.2) == 3
+    rows = registry.build("irpe").rows
+    assert rows.num_rows == 7
+    # The far end of the product map's ids (−3, 5) = 13 and (13, −13) = 42 is the offset of its column.
+    assert [rows.lookup()[rows.span - 5], rows.lookup()[rows.span + 13]] == [13 % 7, 42 % 7]
 
 
 def test_sinusoids():
