@@ -74,6 +74,7 @@ ROWS = (
     Row("irpe-bias", {"name": "irpe", "mode": "bias"}, {"name": "irpe", "mode": "bias", "mapping": "quantized"}, True),
     Row("tupe", {"name": "tupe"}, {"name": "tupe", "form": "paper"}, False),
     Row("cpe", {"name": "cpe"}, {"name": "cpe", "width": 4}, True),
+    Row("tape", {"name": "tape", "gates": 3}, {"name": "tape", "gates": 3, "mixing": "full"}, True),
     Row("bipe_rope", {"name": "bipe_rope", "separators": (2, 9)}, {"name": "bipe_rope", "separators": (2, 9)}, True),
     Row("bipe_alibi", None, {"name": "bipe_alibi", "separators": (2, 9), "slope_factor": 4.0}, True),
 )

@@ -195,7 +195,7 @@ class Encoding(abc.ABC):
         return None
 
     def after_feed_forward(self, dims: Dims) -> nn.Module | None:
-        """`(side, y, place) → side`, at the end of every block."""
+        """`(side, y, place) → side`, at the end of every block; y is what its feed-forward gave, before the residual sum."""
         return None
 
     def cached_widths(self, dims: Dims, key: int, value: int) -> tuple[int, int]:

@@ -75,8 +75,12 @@ class Block(nn.Module):
             )
             return y
 
+        def feed(h: jax.Array) -> jax.Array:
+            carried["y"] = self.feed_forward(h, place.train)
+            return carried["y"]
+
         if self.spec.mixer.replaces_block:
-            x = mix(x)
+            x = carried["y"] = mix(x)
         else:
             norms = (self.norm_mixer,)
             if self.spec.arrangement.num_norms == 2:
@@ -84,11 +88,11 @@ class Block(nn.Module):
             x = self.spec.arrangement(
                 x,
                 lambda h: self.dropout(mix(h), deterministic=not place.train),
-                lambda h: self.dropout(self.feed_forward(h, place.train), deterministic=not place.train),
+                lambda h: self.dropout(feed(h), deterministic=not place.train),
                 norms,
             )
         side = carried["side"]
         for encoding, after in zip(self.spec.encodings, self.after, strict=True):
             if after is not None:
-                side = {**side, encoding.name: after(side[encoding.name], x, place)}
+                side = {**side, encoding.name: after(side[encoding.name], carried["y"], place)}
         return x, side, carried["cache"]

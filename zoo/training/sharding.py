@@ -38,6 +38,7 @@ PARAMETER_RULES: tuple[tuple[str, Spec], ...] = (
     (r"(^|/)heads/([^/]+/)*kernel$", ("fsdp", None)),
     (r"(^|/)heads/", ()),
     (r"(^|/)encodings?(_\d+)?/", ()),
+    (r"(^|/)after_\d+/", ()),
     (r"(^|/)(bias|scale)$", ()),
 )
 
