@@ -25,7 +25,7 @@ class Learned(Encoding):
     `interpolate=512` keeps a table of 512 rows, such as one that was trained at that length, and stretches it to `max_length`
     by s = max_length / 512: A'[p] = (1 − f) A[⌊p/s⌋] + f A[⌊p/s⌋ + 1] with f = p/s − ⌊p/s⌋, the last row repeated at the end.
     What stood at p stands at s·p; the ends of the two tables are not aligned.
-    Source: Devlin et al. 2018 (arXiv:1810.04805); interpolation Karypis et al. 2023 (arXiv:2305.14571). RoBERTa's tables start at
+    Source: Devlin et al. 2018 (arXiv:1810.04805); interpolation Karypis et al. 2023 (arXiv:2310.14633). RoBERTa's tables start at
     offset 2, and rows before the offset are not stretched.
     """
 
