@@ -9,7 +9,7 @@ from pathlib import Path
 
 # TensorStore reports from threads of its own, so the program is one of its own, too.
 PROGRAM = """
-import resource, signal, sys, time
+import logging, resource, signal, sys, time
 import numpy as np
 from zoo.training.checkpoints import Checkpoints, SaveFailed
 from zoo.training.orbax_errors import say_errors_once
@@ -26,6 +26,17 @@ try:
 except SaveFailed as error:
     print(error, flush=True)
 time.sleep(0.5)  # the writes that were under way
+import asyncio
+async def several():
+    futures = [asyncio.get_running_loop().create_future() for _ in range(2)]
+    gathered = asyncio.gather(*futures)
+    for future in futures:
+        future.set_exception(OSError("of a write that nobody waits for"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+logging.basicConfig()
+asyncio.run(several())
+logging.getLogger("asyncio").error("another error of asyncio")
 class Loud:
     def __del__(self):
         raise ValueError("still reported")
@@ -43,4 +54,5 @@ def test_the_cause_alone(tmp_path):
     )
     assert process.returncode == 0 and "File too large" in process.stdout, process.stderr
     # Without `say_errors_once` "Event loop is closed" stands here some forty times.
-    assert "Event loop is closed" not in process.stderr and "still reported" in process.stderr, process.stderr
+    assert "Event loop is closed" not in process.stderr and "never retrieved" not in process.stderr, process.stderr
+    assert "still reported" in process.stderr and "another error of asyncio" in process.stderr, process.stderr

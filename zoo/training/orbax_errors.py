@@ -12,6 +12,7 @@ from typing import Any
 def say_errors_once() -> None:
     """For a program, at its start: changes logging and `sys.unraisablehook` for the whole process."""
     logging.getLogger("absl").addFilter(_without_traceback)
+    logging.getLogger("asyncio").addFilter(_unless_never_retrieved)
     if getattr(sys.unraisablehook, "func", None) is not _unless_abandoned:
         sys.unraisablehook = functools.partial(_unless_abandoned, sys.unraisablehook)
 
@@ -19,6 +20,11 @@ def say_errors_once() -> None:
 def _without_traceback(record: logging.LogRecord) -> bool:
     """Orbax's threads log each of their errors several times with a traceback."""
     return not record.exc_info
+
+
+def _unless_never_retrieved(record: logging.LogRecord) -> bool:
+    """Of several writes that fail together Orbax takes the error of one; asyncio reports the others when they are collected."""
+    return "exception was never retrieved" not in record.getMessage().partition("\n")[0]
 
 
 def _unless_abandoned(report: Callable[[Any], None], unraisable: Any) -> None:
