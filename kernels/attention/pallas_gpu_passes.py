@@ -618,7 +618,10 @@ def over_tiles(step, compute, grid, operands, warpgroups: int) -> None:
 
     operands: (ref, spec), or dicts and tuples of them; `step` is given their tiles in the same form.
     """
-    is_pair = lambda x: isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], plgpu.BlockSpec)  # noqa: E731
+
+    def is_pair(x):
+        return isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], plgpu.BlockSpec)
+
     pairs, tree = jax.tree.flatten(operands, is_leaf=is_pair)
 
     def flat_step(indices, *tiles_and_carry):

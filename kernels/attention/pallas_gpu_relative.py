@@ -11,6 +11,7 @@ and the backward pass has the same three cases in dP_ij = ⟨dO_i, v_j⟩ + (⟨
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -183,7 +184,7 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
             tile = Tile((block.rows, block.columns), first_query, (low + indices[0]) * block.columns)
             s = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
             if band.scores:
-                products = lambda: mosaic.product(f_tile.at[warpgroup], g_tile, tile.shape)  # noqa: E731
+                products = functools.partial(mosaic.product, f_tile.at[warpgroup], g_tile, tile.shape)
                 s = s + band.relative(tile, products, row_vectors["c above"], row_vectors["c below"])
             s, factor = scores(plan, tile, s, row_vectors, Loaded(column_tiles, mosaic.COLUMNS), None)
             higher = lax.max(top, jnp.max(s, axis=1) * factor)
@@ -216,14 +217,15 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
         )
 
     of_queries = jax.ShapeDtypeStruct((plan.batch, plan.heads, plan.queries), jnp.float32)
-    tiles = lambda width: jax.ShapeDtypeStruct((plan.batch, plan.queries, plan.heads, width), q.dtype)  # noqa: E731
+    shape = (plan.batch, plan.queries, plan.heads)
+    out, w = (jax.ShapeDtypeStruct((*shape, width), q.dtype) for width in (plan.value_width, band.width))
     per = block.warpgroups
     out, lse, *rest = mosaic.kernel(
         body,
         out=(
-            tiles(plan.value_width),
+            out,
             of_queries,
-            *((tiles(band.width), of_queries, of_queries) if band.values else ()),
+            *((w, of_queries, of_queries) if band.values else ()),
         ),
         scratch=[
             plgpu.SMEM((per, block.rows, plan.width), q.dtype),
@@ -290,12 +292,12 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
             tile = Tile((block.rows, block.columns), first_query, (low + indices[0]) * block.columns)
             s = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
             if band.scores:
-                products = lambda: mosaic.product(f_tile.at[warpgroup], g_tile, tile.shape)  # noqa: E731
+                products = functools.partial(mosaic.product, f_tile.at[warpgroup], g_tile, tile.shape)
                 s = s + band.relative(tile, products, row_vectors["c above"], row_vectors["c below"])
             p = probabilities(plan, tile, s, row_vectors, Loaded(column_tiles, mosaic.COLUMNS), None)
             dp = mosaic.product(d_tile.at[warpgroup], v_tile, tile.shape)
             if band.values:
-                products = lambda: mosaic.product(dw_tile.at[warpgroup], g_tile, tile.shape)  # noqa: E731
+                products = functools.partial(mosaic.product, dw_tile.at[warpgroup], g_tile, tile.shape)
                 dp = dp + band.relative(tile, products, row_vectors["dP above"], row_vectors["dP below"])
             ds = score_gradients(plan, tile, p, dp, row_vectors)
             total = mosaic.add_product(total, ds.astype(q.dtype), k_tile, interpret=plan.interpret)
@@ -320,11 +322,13 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
         )
 
     of_queries = jax.ShapeDtypeStruct((plan.batch, plan.heads, plan.queries), jnp.float32)
-    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)  # noqa: E731
     per = block.warpgroups
     dq, *rest = mosaic.kernel(
         body,
-        out=(like(q), *((like(sides.f), of_queries, of_queries) if band.scores else ())),
+        out=(
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            *((jax.ShapeDtypeStruct(sides.f.shape, q.dtype), of_queries, of_queries) if band.scores else ()),
+        ),
         scratch=[
             plgpu.SMEM((per, block.rows, plan.width), q.dtype),
             plgpu.SMEM((per, block.rows, band.width), q.dtype),
@@ -384,14 +388,14 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
             row_vectors = Loaded(row_tiles, mosaic.COLUMNS)
             s = mosaic.product(k_tile.at[warpgroup], q_tile, tile.shape)
             if band.scores:
-                products = lambda: mosaic.product(g_tile.at[warpgroup], f_tiles[0], tile.shape)  # noqa: E731
+                products = functools.partial(mosaic.product, g_tile.at[warpgroup], f_tiles[0], tile.shape)
                 s = s + band.relative(tile, products, row_vectors["c above"], row_vectors["c below"])
             p = probabilities(plan, tile, s, row_vectors, column_vectors, None)
             kept = dropped(plan, tile, p, row_vectors).astype(q.dtype)
             dv = mosaic.add_product(dv, kept, d_tile, interpret=plan.interpret)
             dp = mosaic.product(v_tile.at[warpgroup], d_tile, tile.shape)
             if band.values:
-                products = lambda: mosaic.product(g_tile.at[warpgroup], dw_tiles[0], tile.shape)  # noqa: E731
+                products = functools.partial(mosaic.product, g_tile.at[warpgroup], dw_tiles[0], tile.shape)
                 dp = dp + band.relative(tile, products, row_vectors["dP above"], row_vectors["dP below"])
             ds = score_gradients(plan, tile, p, dp, row_vectors)
             dk = mosaic.add_product(dk, ds.astype(q.dtype), q_tile, interpret=plan.interpret)
