@@ -128,9 +128,13 @@ def _dropout(dropout: tuple[float, Array] | None) -> tuple[float, Array] | None:
     return None if rate == 0 else (float(rate), key_words(key))
 
 
+def on_hopper() -> bool:
+    """Whether the devices are GPUs that run "pallas_gpu"."""
+    return jax.default_backend() == "gpu" and getattr(jax.devices()[0], "compute_capability", None) == "9.0"
+
+
 def _best(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, placement: Placement) -> Implementation:
-    hopper = jax.default_backend() == "gpu" and getattr(jax.devices()[0], "compute_capability", None) == "9.0"
-    if not hopper or q.shape[1] < _FEW_QUERIES:
+    if not on_hopper() or q.shape[1] < _FEW_QUERIES:
         return "xla"
     from kernels.attention import pallas_gpu
 

@@ -29,12 +29,18 @@ def keep_mask(
     The indices are those of the whole arrays, so that a tile gets the bits of its place whatever the tiling.
     """
     first, second = row_words(words, batch, heads, query_index)
+    columns = key_index.astype(jnp.uint32)[None, None, None, :]
+    return keep(first[..., None], second[..., None], columns, rate)
+
+
+def keep(first: jax.Array, second: jax.Array, key_index: jax.Array, rate: float) -> jax.Array:
+    """Whether entries stay, elementwise, from the words of their rows and the uint32 index of their keys."""
     # One scramble per entry, with the row's second word put in half way: two rows then never share a shifted sequence.
-    x = first[..., None] ^ (key_index.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))[None, None, None, :]
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D) + second[..., None]
+    x = first ^ (key_index * jnp.uint32(0x9E3779B9))
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D) + second
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     x = x ^ (x >> 16)
-    return x >= jnp.uint32(threshold(rate))
+    return x >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
 def row_words(words: jax.Array, batch: int, heads: int, query_index: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -49,8 +55,3 @@ def row_words(words: jax.Array, batch: int, heads: int, query_index: jax.Array) 
         first = _scramble(first.reshape((1,) * (axis.ndim - first.ndim) + first.shape) ^ axis)
         second = _scramble(second.reshape((1,) * (axis.ndim - second.ndim) + second.shape) + axis)
     return first, second
-
-
-def threshold(rate: float) -> int:
-    """A hash below it drops its entry."""
-    return min(round(rate * 2**32), 2**32 - 1)

@@ -25,7 +25,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import mosaic
-from kernels.attention.dropout import threshold
+from kernels.attention.dropout import keep
 from kernels.attention.skew import unskew
 
 # A hidden score, and the least maximum of a row: 2 to the power of their difference is zero, so rows need no second look.
@@ -251,12 +251,9 @@ def dropped(plan: Plan, tile: Tile, p: jax.Array, rows: Mapping) -> jax.Array:
     """Dropout of probabilities, and of their cotangents; the bits are those of `kernels.attention.dropout`."""
     if plan.rate == 0:
         return p
-    x = tile.of_queries(rows["first"]) ^ (tile.key_index().astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D) + tile.of_queries(rows["second"])
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    x = x ^ (x >> 16)
-    keep = x >= jnp.uint32(threshold(plan.rate))
-    return jnp.where(keep, p * (1 / (1 - plan.rate)), mosaic.zeros(tile.shape))
+    first, second = tile.of_queries(rows["first"]), tile.of_queries(rows["second"])
+    kept = keep(first, second, tile.key_index().astype(jnp.uint32), plan.rate)
+    return jnp.where(kept, p * (1 / (1 - plan.rate)), mosaic.zeros(tile.shape))
 
 
 class Given(NamedTuple):
