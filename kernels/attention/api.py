@@ -65,7 +65,7 @@ def attention(
     Sources: Vaswani et al. 2017 (arXiv:1706.03762); relative terms Shaw et al. 2018 (arXiv:1803.02155).
     """
     check_arrays(q, k, v)
-    placement = _check(q, k, terms, mask, scale, positions, v.shape[3])
+    placement = check_call(q, k, terms, mask, scale, positions, v.shape[3])
     if implementation is None:
         implementation = _best(q, v, terms, mask, placement)
         _log.debug("attention: %s for q %s, k %s, %d terms", implementation, q.shape, k.shape, len(terms))
@@ -77,7 +77,7 @@ def attention(
         mask=mask,
         scale=_scale(scale, q),
         placement=placement,
-        dropout=_dropout(dropout),
+        dropout=dropout_words(dropout),
     )
 
 
@@ -98,11 +98,20 @@ def logits(
       `[B, N, T, S]` in float32 (float64 for float64 inputs); −inf where `mask` is given and hides the key.
     """
     check_arrays(q, k)
-    placement = _check(q, k, terms, mask, scale, positions, None)
+    placement = check_call(q, k, terms, mask, scale, positions, None)
     return reference.logits(terms, q, k, mask=mask, scale=_scale(scale, q), placement=placement)
 
 
-def _check(q, k, terms, mask, scale, positions, value_width) -> Placement:
+def check_call(
+    q: Array,
+    k: Array,
+    terms: tuple[Term, ...],
+    mask: AttentionMask | None,
+    scale: float | int | Array | None,
+    positions: Positions | tuple[Positions, Positions] | None,
+    value_width: int | None,
+) -> Placement:
+    """Holds the rest of a call against the shapes of q and k, and says where queries and keys stand."""
     check_terms(terms, q.shape, k.shape, value_width)
     if mask is not None:
         check_mask(mask, q.shape[0], q.shape[1], k.shape[1])
@@ -119,7 +128,8 @@ def _scale(scale: float | int | Array | None, q: Array) -> float | Array:
     return q.shape[-1] ** -0.5 if scale is None else scale
 
 
-def _dropout(dropout: tuple[float, Array] | None) -> tuple[float, Array] | None:
+def dropout_words(dropout: tuple[float, Array] | None) -> tuple[float, Array] | None:
+    """(rate, the words its bits are counted from), None for no dropout."""
     if dropout is None:
         return None
     rate, key = dropout

@@ -469,9 +469,13 @@ class TileTerms:
         total = total * jnp.asarray(scale, total.dtype)
         for part, table in zip(self.factors, whole["factors"], strict=True):
             total = total * merge(part.at(tile, (), table))
+        return self.biased(tile, total, rows, whole)
+
+    def biased(self, tile: Tile, scores: Array, rows, whole) -> Array:
+        """`[B, K, G·T, S]` with what stands outside the scale added."""
         for part, row, table in zip(self.biases, rows["biases"], whole["biases"], strict=True):
-            total = total + merge(part.at(tile, row, table)).astype(total.dtype)
-        return total
+            scores = scores + tile.geometry.merge(part.at(tile, row, table)).astype(scores.dtype)
+        return scores
 
     def outputs(self, tile: Tile, p: Array, v: Array, whole) -> Array:
         """Σ_j p_ij (v_j + Σ E[ρ(r)]) for the tile: `[B, K, G·T, Hv]`, float32 at least."""

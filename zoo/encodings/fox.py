@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.attention import AttentionMask, RowColumn
+from kernels.attention.sums import restarting_sums
 from zoo.encodings.encoding import Dims, Encoded, Encoding, EncodingLayer, Facts, Site
 from zoo.encodings.registration import registry
 from zoo.errors import UserError
@@ -97,20 +98,12 @@ def _segments(mask: AttentionMask, log_forget: jax.Array) -> jax.Array:
 
 
 def running_sums(log_forget: jax.Array, segments: jax.Array, before: ForgetCache | None = None) -> jax.Array:
-    """Σ_{u ≤ i, in the document of i} ln f_u: `[B, T, N]` from ln f `[B, T, N]` and segments `[B, T]`; goes on after `before`.
-
-    An associative scan that restarts where the segment changes, instead of differences of one long sum, which would lose
-    the digits that matter in a late document.
-    """
+    """Σ_{u ≤ i, in the document of i} ln f_u: `[B, T, N]` from ln f `[B, T, N]` and segments `[B, T]`; goes on after `before`."""
     if before is None:
         carried, segment = jnp.zeros_like(log_forget[:, 0]), segments[:, 0]
     else:
         carried, segment = before.last, before.segment
     previous = jnp.concatenate([segment[:, None], segments[:, :-1]], axis=1)
     values = jnp.concatenate([carried[:, None], log_forget], axis=1)
-    starts = jnp.pad(segments != previous, [(0, 0), (1, 0)], constant_values=True)[..., None]
-
-    def join(left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return left[0] | right[0], jnp.where(right[0], right[1], left[1] + right[1])
-
-    return jax.lax.associative_scan(join, (starts, values), axis=1)[1][:, 1:]
+    starts = jnp.pad(segments != previous, [(0, 0), (1, 0)], constant_values=True)
+    return restarting_sums(values, starts)[:, 1:]
