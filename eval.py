@@ -17,14 +17,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from train import build_evaluation, evaluate
+from train import Evaluation, build_evaluation, evaluate
 from zoo.atomic import write_atomically
 from zoo.command_line import Parser, outcome, run_main, split_overrides
 from zoo.errors import UserError, near
-from zoo.run import CHECKPOINTS, override_processes, reassemble
+from zoo.run import CHECKPOINTS, Parts, override_processes, reassemble
 from zoo.training.checkpoints import restore_numpy
 from zoo.training.processes import Processes, joined
 from zoo.training.sharding import put_whole
@@ -61,20 +62,62 @@ def score(
     processes = Processes() if processes is None else processes
     with processes.primary_first("preparation"):
         parts = reassemble(workdir, overrides)
-        if split not in parts.source.splits():
-            raise UserError(f"the run's data have no split {split!r}; {near(split, parts.source.splits())}")
-        examples = parts.examples(split, workdir)
+        examples = split_of(parts, split, workdir)
     restored = restore_numpy(workdir / CHECKPOINTS, step=step, part="params")
     if restored.step != processes.share("step", restored.step):
         raise UserError(f"not all processes see the same newest checkpoint in {workdir}; name one by --step")
-    params = restored.state["params"]
-    evaluation = build_evaluation(parts, params)
-    scores = evaluate(evaluation, jax.tree.map(put_whole, params, evaluation.shardings), examples)
+    scores = evaluate(*placed(parts, restored.state["params"]), examples)
     if not processes.primary:
         return scores
     report = {"step": restored.step, "split": split, "examples": len(examples), "scores": scores}
     write_atomically(workdir / f"scores_{split}.json", json.dumps(report, indent=2).encode() + b"\n")
     return scores
+
+
+def score_at_lengths(
+    workdir: Path, lengths: Sequence[int], split: str = "dev", *, tokens: int, rows_of: int = 1 << 13
+) -> dict[int, dict[str, float] | UserError]:
+    """The scores of the newest checkpoint on rows of each length: those of the first `tokens` tokens of `split`.
+
+    The text is cut anew for each length, so the same tokens are predicted with more before them. A length that the model's
+    encoding cannot serve has its refusal for an answer.
+
+    Args:
+      rows_of: tokens of one batch.
+
+    Raises:
+      UserError: no run, or no such split.
+    """
+    parts = reassemble(workdir)
+    params = restore_numpy(workdir / CHECKPOINTS, part="params").state["params"]
+    scores: dict[int, dict[str, float] | UserError] = {}
+    for length in lengths:
+        own = parts.at({"max_length": length})
+        rows = split_of(own, split, workdir)
+        few = [rows[row] for row in range(min(len(rows), max(1, tokens // length)))]
+        evaluation, placed_params = placed(own, params)
+        try:
+            scores[length] = evaluate(evaluation._replace(batch_size=max(1, rows_of // length)), placed_params, few)
+        except UserError as refusal:
+            scores[length] = refusal
+    return scores
+
+
+def split_of(parts: Parts, split: str, workdir: Path) -> Sequence:
+    """The examples of a split of a run's data.
+
+    Raises:
+      UserError: there is no such split.
+    """
+    if split not in parts.source.splits():
+        raise UserError(f"the run's data have no split {split!r}; {near(split, parts.source.splits())}")
+    return parts.examples(split, workdir)
+
+
+def placed(parts: Parts, params: Any) -> tuple[Evaluation, Any]:
+    """The compiled evaluation of a run, and restored parameters laid out for it."""
+    evaluation = build_evaluation(parts, params)
+    return evaluation, jax.tree.map(put_whole, params, evaluation.shardings)
 
 
 if __name__ == "__main__":

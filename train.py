@@ -449,10 +449,14 @@ def check_finite(watched: list[tuple[int, jax.Array]], trainer: Trainer, records
 
 def evaluate(evaluation: Evaluation, params: Any, examples: Sequence) -> dict[str, float]:
     """The task's scores over all the examples, in the training mesh."""
+    return evaluation.parts.task.score(predict(evaluation, params, examples), examples)
+
+
+def predict(evaluation: Evaluation, params: Any, examples: Sequence) -> dict[str, np.ndarray]:
+    """The predictions of the task's module, a row for each example."""
     batches = batches_in_order(evaluation, examples)
     gathered = [evaluation.step(params, put_batch(batch, evaluation.mesh))[1] for batch in batches]
-    predictions = {n: np.concatenate([np.asarray(p[n]) for p in gathered])[: len(examples)] for n in gathered[0]}
-    return evaluation.parts.task.score(predictions, examples)
+    return {n: np.concatenate([np.asarray(p[n]) for p in gathered])[: len(examples)] for n in gathered[0]}
 
 
 def batches_in_order(evaluation: Evaluation, examples: Sequence) -> Iterator[Batch]:

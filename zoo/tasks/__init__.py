@@ -1,6 +1,6 @@
 """What a model is trained to do: pretraining objectives and downstream tasks alike, each a part under one name."""
 
-from zoo.tasks import classification, masked_lm, masked_lm_with_sentences, token_tagging
+from zoo.tasks import causal_lm, classification, masked_lm, masked_lm_with_sentences, token_tagging
 from zoo.tasks.registration import registry
 from zoo.tasks.task import Output, Task
 
@@ -9,6 +9,7 @@ names = registry.names
 __all__ = [
     "Output",
     "Task",
+    "causal_lm",
     "classification",
     "masked_lm",
     "masked_lm_with_sentences",
