@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from zoo.errors import UserError, near
 from zoo.run import CHECKPOINTS, Parts, override_processes, reassemble
 from zoo.training.checkpoints import restore_numpy
 from zoo.training.processes import Processes, joined
-from zoo.training.sharding import put_whole
+from zoo.training.sharding import BATCH_AXES, put_whole
 
 
 def main(argv: list[str]) -> int:
@@ -83,7 +84,7 @@ def score_at_lengths(
     encoding cannot serve has its refusal for an answer.
 
     Args:
-      rows_of: tokens of one batch.
+      rows_of: tokens of one batch, about.
 
     Raises:
       UserError: no run, or no such split.
@@ -96,8 +97,10 @@ def score_at_lengths(
         rows = split_of(own, split, workdir)
         few = [rows[row] for row in range(min(len(rows), max(1, tokens // length)))]
         evaluation, placed_params = placed(own, params)
+        shards = math.prod(evaluation.mesh.shape[axis] for axis in BATCH_AXES)
+        batch_size = shards * max(1, rows_of // (length * shards))
         try:
-            scores[length] = evaluate(evaluation._replace(batch_size=max(1, rows_of // length)), placed_params, few)
+            scores[length] = evaluate(evaluation._replace(batch_size=batch_size), placed_params, few)
         except UserError as refusal:
             scores[length] = refusal
     return scores

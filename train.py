@@ -55,6 +55,7 @@ from zoo.training.orbax_errors import say_errors_once
 from zoo.training.pace import Pace
 from zoo.training.plots import plot_curves
 from zoo.training.processes import Processes, joined
+from zoo.training.program_memory import program_bytes
 from zoo.training.progress import Progress
 from zoo.training.records import METRICS, Records, read_records
 from zoo.training.schedules import registry as schedules
@@ -195,7 +196,7 @@ def train(config: ConfigDict, workdir: Path, processes: Processes | None = None)
         console = Console(stderr=True, quiet=not processes.primary)
         try:
             with Progress(trainer.total_steps, start=step, title=workdir.name, console=console) as progress:
-                pace = Pace(began=began, peak=peak_of(trainer.mesh))
+                pace = Pace(began=began, peak=peak_of(trainer.mesh), program_bytes=bytes_of_update(trainer, step))
                 loop(trainer, state, step, checkpoints, records, progress, pace)
         finally:
             records.close()
@@ -224,7 +225,8 @@ def build_trainer(parts: Parts, workdir: Path) -> Trainer:
     config = parts.config
     settings, mesh = settings_and_mesh(config)
     data = stage_data(parts, settings, mesh, workdir)
-    dev = parts.examples("dev", workdir) if "dev" in parts.source.splits() else None
+    evaluated = settings.evaluate_every is not None and "dev" in parts.source.splits()
+    dev = parts.examples("dev", workdir) if evaluated else None
     optimizer = optimizers.build(config.optimizer.to_dict())
     schedule = schedules.build(config.schedule.to_dict()).build(optimizer.learning_rate, data[-1][0].last_step)
     transformation = optimizer.build(schedule, has_layer_axis=has_layer_axis)
@@ -329,6 +331,12 @@ def with_compiled_steps(trainer: Trainer, step: int) -> Trainer:
     return trainer._replace(evaluation=evaluation._replace(step=step))
 
 
+def bytes_of_update(trainer: Trainer, step: int) -> int | None:
+    """What the largest update after `step` needs of a device's memory; None where it is not known."""
+    needed = [program_bytes(stage.train_step) for stage in trainer.stages if step < stage.last_step]
+    return None if None in needed else max(needed, default=None)
+
+
 def build_evaluation(parts: Parts, params: Any) -> Evaluation:
     """The compiled evaluation of a run, on the mesh it trains on; `params` may be arrays or shapes."""
     settings, mesh = settings_and_mesh(parts.config)
@@ -408,7 +416,7 @@ def loop(
                 records.metrics(step, {name: value for name, value in values.items() if name != "finite"})
                 progress.update(step, loss=float(values["loss"]), tokens=pace.tokens)
                 records.timing(step, pace.line())
-            if due(step, settings.evaluate_every, total) and trainer.dev is not None:
+            if trainer.dev is not None and due(step, settings.evaluate_every, total):
                 with pace.elsewhere():
                     scores = evaluate(trainer.evaluation, state.params, trainer.dev)
                 records.metrics(step, {f"dev/{name}": value for name, value in scores.items()})

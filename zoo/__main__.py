@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer": ("zoo.commands.tokenizer", "train a vocabulary on files; show one; encode text with it"),
     "prepare": ("zoo.commands.prepare", "write a TFDS data set, or one from your own files, for the source tfds"),
     "selfcheck": ("zoo.commands.selfcheck", "versions, devices, and every attention kernel against its plain twin"),
+    "compare": ("zoo.commands.compare", "train small models with every position encoding, everything else equal"),
     "docs": ("zoo.commands.docs", "write the tables under docs/ that are made from the code"),
     "demo": ("zoo.demo", "pretrain, fine-tune and compare on text that is already on this machine"),
 }

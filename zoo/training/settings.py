@@ -20,7 +20,7 @@ class RunSettings:
       stages: stretches of the run with their own batches and values of the task: a tuple of mappings with the fields of
         `zoo.training.stages.StageSettings`. Empty: the run is one stage.
       log_every: steps between the lines of metrics.jsonl.
-      evaluate_every: steps between evaluations; 0 evaluates at the end only.
+      evaluate_every: steps between evaluations on the dev split; 0 evaluates at the end only, None never.
       evaluation_batch_size: None = batch_size.
       checkpoint_every: steps between checkpoints; 0 saves at the end only.
       keep: checkpoints to keep.
@@ -36,7 +36,7 @@ class RunSettings:
     accumulation: int = 1
     stages: tuple[Any, ...] = ()
     log_every: int = 50
-    evaluate_every: int = 0
+    evaluate_every: int | None = 0
     evaluation_batch_size: int | None = None
     checkpoint_every: int = 1000
     keep: int = 2
@@ -55,7 +55,7 @@ class RunSettings:
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, not {value}")
         for name in ("evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size={self.batch_size} is no multiple of accumulation={self.accumulation}")

@@ -1,0 +1,205 @@
+"""What `python -m zoo compare` found, as tables, CSV and pictures; made from the finished cells alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from zoo.atomic import write_atomically
+
+# A language model that has learnt less than this over single tokens has learnt nothing of their order worth comparing.
+LEARNT = 1.0  # nats below the unigram
+
+
+class Line(NamedTuple):
+    """An encoding under an objective, over its seeds.
+
+    Attributes:
+      losses: length → the loss of each seed; an empty tuple where the encoding refuses the length.
+      steps_per_second, program_bytes: of each seed.
+      learnt: how far the loss at the training length is below the unigram's, of the worst seed.
+      failed: why a seed ended early.
+    """
+
+    objective: str
+    encoding: str
+    seeds: tuple[int, ...]
+    parameters: int
+    steps_per_second: tuple[float, ...]
+    program_bytes: int | None
+    losses: dict[int, tuple[float, ...]]
+    learnt: float
+    failed: str
+
+    @property
+    def trained_at(self) -> int:
+        return min(self.losses, default=0)
+
+    @property
+    def note(self) -> str:
+        """What is wrong with it, empty for nothing."""
+        return self.failed or ("failed: learnt too little" if self.learnt < LEARNT else "")
+
+
+def report(rows: Sequence[Mapping[str, Any]], folder: Path, console: Console) -> None:
+    """Prints a table for each objective and writes `<objective>.csv`, `.md` and `.png` into `folder`."""
+    for objective in dict.fromkeys(row["cell"]["objective"] for row in rows):
+        lines = lines_of(rows, objective)
+        header, cells = table(lines)
+        shown = Table(title=f"{objective}: loss on held-out text, nats per token")
+        for k, name in enumerate(header):
+            shown.add_column(name, justify="left" if k == 0 else "right")
+        for row in cells:
+            shown.add_row(*row)
+        console.print(shown)
+        paths = [folder / f"{objective}.{kind}" for kind in ("csv", "md", "png")]
+        for path, data in zip(paths, (as_csv(rows, objective), markdown(lines).encode(), picture(lines)), strict=True):
+            write_atomically(path, data)
+        console.print(f"  {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
+
+
+def lines_of(rows: Sequence[Mapping[str, Any]], objective: str) -> list[Line]:
+    """The rows of an objective by encoding, the best at the longest length first, those that refuse it or failed last."""
+    of_encoding: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["cell"]["objective"] == objective:
+            of_encoding.setdefault(row["cell"]["encoding"], []).append(row)
+    lines = [_line(objective, encoding, found) for encoding, found in of_encoding.items()]
+    longest = max((length for line in lines for length in line.losses), default=0)
+
+    def rank(line: Line) -> tuple[bool, bool, float]:
+        found, trained = line.losses.get(longest, ()), line.losses.get(line.trained_at, ())
+        return bool(line.note), not found, mean(found or trained or (0.0,))
+
+    return sorted(lines, key=rank)
+
+
+def _line(objective: str, encoding: str, rows: Sequence[Mapping[str, Any]]) -> Line:
+    whole = [row for row in rows if "failed" not in row]
+    lengths = sorted({int(length) for row in whole for length in row["losses"]})
+    losses = {}
+    for length in lengths:
+        found = [row["losses"].get(str(length)) for row in whole]
+        losses[length] = tuple(loss for loss in found if isinstance(loss, float))
+    failed = "; ".join(dict.fromkeys(row["failed"] for row in rows if "failed" in row))
+    return Line(
+        objective,
+        encoding,
+        tuple(sorted(row["cell"]["seed"] for row in rows)),
+        whole[0]["parameters"] if whole else 0,
+        tuple(row["steps_per_second"] for row in whole),
+        whole[0]["program_bytes"] if whole else None,
+        losses,
+        min((row["unigram_loss"] - row["losses"][str(lengths[0])] for row in whole), default=0.0),
+        f"failed: {failed}" if failed else "",
+    )
+
+
+def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of texts. Speed is relative to `none`, where it was run; of several seeds the mean and the range are shown.
+
+    "learnt" is how far below the unigram's the loss at the training length is.
+    """
+    lengths = sorted({length for line in lines for length in line.losses})
+    plain = next((mean(line.steps_per_second) for line in lines if line.encoding == "none" and line.losses), None)
+    header = [
+        "encoding",
+        "seeds",
+        "parameters",
+        "steps/s" if plain is None else "speed",
+        "MiB",
+        "learnt",
+        *map(str, lengths),
+        "",
+    ]
+    rows = []
+    for line in lines:
+        speed = mean(line.steps_per_second) / (plain or 1.0) if line.steps_per_second else None
+        rows.append(
+            [
+                line.encoding,
+                str(len(line.seeds)),
+                f"{line.parameters:,}",
+                "" if speed is None else f"{speed:.2f}",
+                "" if line.program_bytes is None else f"{line.program_bytes / 2**20:.1f}",
+                f"{line.learnt:.2f}",
+                *(spread(line.losses.get(length, ())) for length in lengths),
+                line.note,
+            ]
+        )
+    return header, rows
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean, of several the range with it; a dash for none."""
+    if not values:
+        return "–"
+    shown = f"{mean(values):.3f}"
+    return shown if len(values) == 1 else f"{shown} [{min(values):.3f}, {max(values):.3f}]"
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The table as GitHub writes it."""
+    header, rows = table(lines)
+
+    def row(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |\n"
+
+    return row(header) + row(["---", *["---:"] * (len(header) - 2), "---"]) + "".join(map(row, rows))
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], objective: str) -> bytes:
+    """A line for every cell and length, with everything the table leaves out."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    fields = ("parameters", "steps", "tokens", "steps_per_second", "program_bytes", "unigram_loss", "seconds", "failed")
+    writer.writerow(["objective", "encoding", "seed", "length", "loss", "refused", *fields])
+    for row in rows:
+        cell = row["cell"]
+        for length, loss in _losses(row) if cell["objective"] == objective else ():
+            found = (loss, "") if isinstance(loss, float) else ("", loss)
+            values = (row.get(field, "") for field in fields)
+            writer.writerow([cell["objective"], cell["encoding"], cell["seed"], length, *found, *values])
+    return text.getvalue().encode()
+
+
+def _losses(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield from row.get("losses", {"": ""}).items()
+
+
+def picture(lines: Sequence[Line]) -> bytes:
+    """What is lost beyond the training length: a row of colours for each encoding, and the curves of all, as PNG."""
+    from matplotlib.figure import Figure  # slow to import, and wanted only here
+
+    drawn = [line for line in lines if any(line.losses.values())]
+    lengths = sorted({length for line in drawn for length in line.losses})
+    figure = Figure(figsize=(9.0, max(4.0, 0.24 * len(drawn) + 1.5)), layout="constrained")
+    curves, names = figure.subplots(1, 2, width_ratios=(3, 2))
+    best = min((mean(v) for line in drawn for v in line.losses.values() if v), default=0.0)
+    worst = max((mean(line.losses[line.trained_at]) for line in drawn if line.losses[line.trained_at]), default=1.0)
+    for line in drawn:
+        known = [length for length in lengths if line.losses.get(length)]
+        curves.plot(known, [mean(line.losses[length]) for length in known], marker="o", markersize=3, linewidth=1.0)
+    curves.set_xscale("log", base=2)
+    curves.set_xticks(lengths, [str(length) for length in lengths])
+    curves.set_ylim(best - 0.05, worst + 1.0)
+    curves.set_xlabel("tokens in a row")
+    curves.set_ylabel("loss, nats per token")
+    curves.grid(alpha=0.3)
+    values = [[mean(line.losses[n]) if line.losses.get(n) else float("nan") for n in lengths] for line in drawn]
+    names.imshow(values, aspect="auto", cmap="viridis_r", vmin=best, vmax=worst + 0.5)
+    names.set_yticks(range(len(drawn)), [line.encoding for line in drawn], fontsize=7)
+    names.set_xticks(range(len(lengths)), [str(length) for length in lengths])
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            names.text(x, y, "–" if value != value else f"{value:.2f}", ha="center", va="center", fontsize=6)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=120)
+    return data.getvalue()
