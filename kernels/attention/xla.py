@@ -130,6 +130,10 @@ def _core(plan: _Plan, rows, floats, given) -> Array:
 
 
 def _forward(plan: _Plan, rows, floats, given):
+    if plan.geometry.tiles > 1:
+        # Under a scan over layers JAX moves whatever does not depend on the layer out of it and keeps it for the backward pass:
+        # here the masks and the biases of all tiles, which together are queries × keys. Behind the barrier all depends on q.
+        rows, floats, given = jax.lax.optimization_barrier((rows, floats, given))
     given_rows, given_whole, others = given
     whole = _by_name(plan, floats, others)
 

@@ -94,6 +94,10 @@ class CountingCore:
                 "take 'xla' or 'reference'"
             )
         queries, keys = _pair(positions, q.shape[1], k.shape[1])
+        full = q.shape[1] // _CHUNK
+        if full > 0:
+            # Or a scan over layers keeps the masks of all tiles, as in `kernels.attention.xla`.
+            q, terms, mask, queries, keys = jax.lax.optimization_barrier((q, terms, mask, queries, keys))
 
         def tile(first: jax.Array | int, length: int) -> jax.Array:
             part, part_terms, part_mask, part_queries = _cut(first, length, q, terms, mask, queries)
@@ -111,7 +115,6 @@ class CountingCore:
                 implementation="reference",
             )
 
-        full = q.shape[1] // _CHUNK
         remat = jax.checkpoint(tile, static_argnums=1)
         done = []
         if full > 0:
