@@ -22,6 +22,7 @@ REGISTRIES: dict[str, tuple[str, str]] = {
     "norm": ("zoo.layers.norms", "registry"),
     "arrangement": ("zoo.layers.arrangements", "registry"),
     "task": ("zoo.tasks", "registry"),
+    "positions": ("zoo.data.positions", "registry"),
     "data": ("zoo.data", "registry"),
     "tokenizer": ("zoo.data.tokenizers", "registry"),
     "optimizer": ("zoo.training.optimizer", "registry"),
@@ -31,8 +32,8 @@ REGISTRIES: dict[str, tuple[str, str]] = {
 # The keys that may hold several parts at once, `fox+rope`; the others hold one.
 COMPOSED = frozenset({"encoding"})
 
-# The keys of a part that hold a part themselves, `config.encoding.scaling`.
-NESTED = frozenset({"scaling"})
+# The keys of a part that hold a part themselves: `config.encoding.scaling`, `config.task.positions`.
+NESTED = frozenset({"scaling", "positions"})
 
 # Config key → (module, attribute) of the frozen dataclass whose fields the group holds.
 GROUPS: dict[str, tuple[str, str]] = {

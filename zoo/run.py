@@ -231,11 +231,10 @@ def _check_lengths(tree: Mapping[str, Any], task: Task) -> None:
             raise UserError(f"train.stages[{number}]: {error}") from error
     longest = tree["model"]["max_length"]
     for where, its in rows.items():
-        if its.max_length > longest:
-            raise UserError(
-                f"{where}.max_length={its.max_length} is longer than model.max_length={longest}; lower the one or raise "
-                "the other"
-            )
+        try:
+            its.check_fits(longest)
+        except UserError as error:
+            raise UserError(f"{where}.{error}") from error
 
 
 def reassemble(workdir: Path, overrides: Sequence[tuple[str, str]] = ()) -> Parts:

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.data.packing import PackedRows, Specials
-from zoo.data.store import prepare
 from zoo.errors import UserError
+from zoo.tasks.packed_documents import PackedDocuments
 from zoo.tasks.registration import registry
-from zoo.tasks.task import Heads, Output, Task, check_same_length, cross_entropy, encode
+from zoo.tasks.task import Heads, Output, check_same_length, cross_entropy, encode
 
 # Tokens of a row that meet the vocabulary at a time: of all logits [B, T, V] only a slice is there at once.
 _CHUNK = 128
@@ -24,23 +23,16 @@ _CHUNK = 128
 
 @registry.register("causal_lm")
 @dataclasses.dataclass(frozen=True)
-class CausalLM(Task):
+class CausalLM(PackedDocuments):
     """−Σ_t w_t log p(x_{t+1} | x_1 … x_t) / Σ_t w_t with p = softmax(h_t Eᵀ), E the input embedding (Radford et al. 2019, GPT-2).
 
-    Rows are filled with documents, anew for every epoch; w_t is 0 where the row, or the document, ends.
+    Rows are filled with documents, anew for every epoch; w_t is 0 where the row, the document, or a run of tokens ends.
 
-    Attributes:
-      attend_across: documents packed into one row see each other, positions run through, and a document's first token is
-        predicted from the one before it; else each is alone and its positions begin at 0.
-      specials: where [CLS] and [SEP] stand: around no text, each row's, or each document's.
-      split_documents: a document may go on in another row; else only one longer than a row is cut.
-      seed: of the order in which documents are packed.
+    Attributes: those of `PackedDocuments`. Here documents packed into one row see each other by default, and a document's first
+    token is then predicted from the one before it.
     """
 
     attend_across: bool = True
-    specials: Specials = "document"
-    split_documents: bool = True
-    seed: int = 0
 
     @property
     def main_metric(self) -> str:
@@ -50,34 +42,18 @@ class CausalLM(Task):
         """Raises UserError where the model sees what it is to predict."""
         if not model.causal:
             raise UserError(f"task {self.name!r} predicts the next token, which this model sees; set model.causal=True")
-        return CausalLMModule(model)
-
-    def examples(self, source: Any, split: str, tokenizer: Any, directory: Any) -> PackedRows:
-        """Packed rows over the prepared store, which is made in `directory` where it is not there yet."""
-        store = prepare(source, split, tokenizer, directory)
-        return PackedRows(
-            store,
-            tokenizer.vocabulary,
-            row_length=self.max_length,
-            seed=self.seed,
-            split_documents=self.split_documents,
-            specials=self.specials,
-        )
+        return CausalLMModule(model, self.contiguous)
 
     def features(
         self, example: Mapping[str, np.ndarray], rng: np.random.Generator, vocabulary: Any
     ) -> dict[str, np.ndarray]:
         """`input_ids`, `segment_ids`, `labels` and `label_weights` [T]; `positions` [T] where documents are apart."""
-        ids, segments = example["input_ids"], example["segment_ids"]
-        if self.attend_across:
-            segments = (segments > 0).astype(np.int32)
-        features = {"input_ids": ids, "segment_ids": segments}
-        if not self.attend_across:
-            features["positions"] = example["positions"]
-        same = (segments[1:] == segments[:-1]) & (segments[1:] > 0)
-        return features | {
+        row = self.row(example, rng)
+        ids, segments = row["input_ids"], row["segment_ids"]
+        follows = (segments[1:] == segments[:-1]) & (segments[1:] > 0) & (np.diff(row["positions"]) == 1)
+        return {"input_ids": ids, **self.placed(row)} | {
             "labels": np.append(ids[1:], vocabulary.pad).astype(np.int32),
-            "label_weights": np.append(same, False).astype(np.float32),
+            "label_weights": np.append(follows, False).astype(np.float32),
         }
 
     def score(self, predictions: Mapping[str, np.ndarray], examples: Sequence) -> dict[str, float]:
@@ -98,10 +74,11 @@ class CausalLMModule(nn.Module):
     """
 
     model: nn.Module
+    contiguous: bool = True
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], train: bool = False) -> Output:
-        hidden = encode(self.model, batch, train).hidden
+        hidden = encode(self.model, batch, train, self.contiguous).hidden
         table = self.model.embedding_table()
         if table.shape[1] != hidden.shape[-1]:
             project = functools.partial(

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.data.masking import mask_tokens
-from zoo.data.packing import PackedRows, Specials
-from zoo.data.store import prepare
 from zoo.errors import UserError
+from zoo.tasks.packed_documents import PackedDocuments
 from zoo.tasks.registration import registry
 from zoo.tasks.task import Heads, Output, Task, check_same_length, cross_entropy, encode
 
@@ -102,51 +101,25 @@ class MaskedTokens(Task):
 
 @registry.register("masked_lm")
 @dataclasses.dataclass(frozen=True)
-class MaskedLM(MaskedTokens):
+class MaskedLM(PackedDocuments, MaskedTokens):
     """−Σ_k w_k log p(y_k) / Σ_k w_k over the masked positions (Devlin et al. 2018, arXiv 1810.04805, section 3.1).
 
     p = softmax(LN(gelu(h W + b)) Eᵀ + c) with E the input embedding. Rows are filled with documents, anew for every
     epoch; masks are dynamic (RoBERTa, arXiv 1907.11692, section 4.1): a function of seed, epoch and row. Only the
     masked positions meet the vocabulary.
 
-    Attributes (and those of `MaskedTokens`):
-      attend_across: documents packed into one row see each other and positions run through; else each is alone and
-        its positions begin at 0.
-      specials: where [CLS] and [SEP] stand: around no text, each row's, or each document's.
-      split_documents: a document may go on in another row; else only one longer than a row is cut.
-      seed: of the order in which documents are packed.
+    Attributes: those of `MaskedTokens` and of `PackedDocuments`.
     """
-
-    attend_across: bool = False
-    specials: Specials = "document"
-    split_documents: bool = True
-    seed: int = 0
-
-    def examples(self, source: Any, split: str, tokenizer: Any, directory: Any) -> PackedRows:
-        """Packed rows over the prepared store, which is made in `directory` where it is not there yet."""
-        store = prepare(source, split, tokenizer, directory)
-        return PackedRows(
-            store,
-            tokenizer.vocabulary,
-            row_length=self.max_length,
-            seed=self.seed,
-            split_documents=self.split_documents,
-            specials=self.specials,
-        )
 
     def features(
         self, example: Mapping[str, np.ndarray], rng: np.random.Generator, vocabulary: Any
     ) -> dict[str, np.ndarray]:
         """`input_ids`, `segment_ids` [T]; `positions` [T] where documents are apart; `masked_*` [P]."""
-        segment_ids = example["segment_ids"]
-        features = self.hidden_tokens(example, rng, vocabulary)
-        features["segment_ids"] = (segment_ids > 0).astype(np.int32) if self.attend_across else segment_ids
-        if not self.attend_across:
-            features["positions"] = example["positions"]
-        return features
+        row = self.row(example, rng)
+        return self.hidden_tokens(row, rng, vocabulary) | self.placed(row)
 
     def module(self, model: nn.Module) -> nn.Module:
-        return MaskedLMModule(model, self.activation, self.norm_epsilon)
+        return MaskedLMModule(model, self.activation, self.norm_epsilon, self.contiguous)
 
 
 class MaskedLMModule(nn.Module):
@@ -155,10 +128,11 @@ class MaskedLMModule(nn.Module):
     model: nn.Module
     activation: str
     norm_epsilon: float
+    contiguous: bool = True
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], train: bool = False) -> Output:
-        hidden = encode(self.model, batch, train).hidden
+        hidden = encode(self.model, batch, train, self.contiguous).hidden
         head = masked_lm_head(self.model, self.activation, self.norm_epsilon)
         logits = Heads("masked_lm", head, name="heads")(at_masks(hidden, batch), self.model.embedding_table())
         return masked_lm_output(logits, batch)

@@ -43,6 +43,17 @@ class Task(abc.ABC):
         if self.max_length < 4:
             raise UserError(f"task {self.name!r}: max_length must be at least 4, not {self.max_length}")
 
+    def check_fits(self, model_length: int) -> None:
+        """Refuses rows that a model with this `max_length` cannot take.
+
+        Raises:
+          UserError: begins with the field that is too long.
+        """
+        if self.max_length > model_length:
+            raise UserError(
+                f"max_length={self.max_length} is longer than model.max_length={model_length}; lower the one or raise the other"
+            )
+
     @property
     def coefficients(self) -> dict[str, float]:
         """The factor of each of the module's losses; by default the one loss has the task's name and counts once."""
@@ -105,14 +116,14 @@ class LinearHead(nn.Module):
         return nn.Dense(self.classes, kernel_init=self.initializer, name="output")(x)
 
 
-def encode(model: nn.Module, batch: Mapping[str, jax.Array], train: bool) -> Any:
+def encode(model: nn.Module, batch: Mapping[str, jax.Array], train: bool, contiguous: bool = True) -> Any:
     """The Transformer's output for the part of a batch that is its input.
 
-    Positions, where a batch has them, grow by one inside every segment, which the model is told.
+    Positions, where a batch has them, grow by one inside every segment, which the model is told, unless `contiguous` is false.
     """
     optional = {name: batch[name] for name in ("token_type_ids", "segment_ids") if name in batch}
     if "positions" in batch:
-        optional["positions"] = Positions(batch["positions"], contiguous=True)
+        optional["positions"] = Positions(batch["positions"], contiguous=contiguous)
     return model(batch["input_ids"], **optional, train=train)
 
 
