@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import typing
@@ -10,11 +11,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 import kernels.attention
 from kernels.attention import api
 from zoo.__main__ import COMMANDS, main
-from zoo.commands import docs, selfcheck
+from zoo.commands import docs, encodings_page, selfcheck
+from zoo.commands.encoding_pictures import contact_sheet
 from zoo.commands.list_parts import KINDS
 from zoo.errors import UserError
 from zoo.parts import REGISTRIES, schema
@@ -165,6 +168,7 @@ def test_the_tables_made_from_the_code_are_not_stale(capsys):
 
 def test_stale_tables_are_named_and_written(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(docs, "TABLES", {"compatibility.md": docs.compatibility})
+    monkeypatch.setattr(encodings_page, "page", lambda folder: "")
     path = tmp_path / "compatibility.md"
     assert main(["docs", "--folder", str(tmp_path)]) == 0
     assert "| `nezha` | bidirectional, causal |" in path.read_text(encoding="utf-8")
@@ -175,3 +179,22 @@ def test_stale_tables_are_named_and_written(tmp_path, capsys, monkeypatch):
     assert f"{path} is stale" in capsys.readouterr().out and path.read_bytes() == written
     assert main(["docs", "--folder", str(tmp_path)]) == 0
     assert main(["docs", "--check", "--folder", str(tmp_path)]) == 0
+
+
+def test_a_page_keeps_what_is_written_between_its_made_parts(tmp_path):
+    page = "# Title\n<!-- list: made by `make docs` -->\nold\n<!-- list: end -->\nwritten\n"
+    made = encodings_page.with_blocks(page, {"list": "new"}, "page.md")
+    assert made == "# Title\n<!-- list: made by `make docs` -->\n\nnew\n\n<!-- list: end -->\nwritten\n"
+    assert encodings_page.with_blocks(made, {"list": "new"}, "page.md") == made
+    with pytest.raises(UserError, match=r"page\.md has no lines"):
+        encodings_page.with_blocks(page, {"table": "new"}, "page.md")
+    with pytest.raises(UserError, match="no page"):
+        encodings_page.page(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_picture_of_the_encodings_is_not_stale():
+    """Compared by eye's measure: another processor draws the same picture up to a shade."""
+    there, now = (imread(picture) for picture in (ROOT / "docs" / encodings_page.PICTURE, io.BytesIO(contact_sheet())))
+    assert there.shape == now.shape
+    assert np.abs(there - now).mean() < 1e-3

@@ -13,8 +13,8 @@ from matplotlib.image import imread
 
 import train as training
 from zoo.__main__ import main
-from zoo.commands.compare import Cell, Comparison, read, unigram_loss
-from zoo.commands.compare_report import as_csv, lines_of, markdown, table
+from zoo.commands.compare import Comparison, unigram_loss
+from zoo.commands.compare_report import Cell, as_csv, lines_of, markdown, read, table
 from zoo.errors import UserError
 from zoo.run import assemble
 

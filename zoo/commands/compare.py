@@ -36,7 +36,7 @@ import eval as scoring
 import train as training
 from kernels.attention import AttentionMask
 from zoo.command_line import Parser, split_overrides
-from zoo.commands.compare_report import report
+from zoo.commands.compare_report import Cell, read, report
 from zoo.compatibility import compatible
 from zoo.config import load_config
 from zoo.encodings import registry as encodings
@@ -52,19 +52,6 @@ OBJECTIVES = ("causal_lm", "masked_lm")
 CAUSAL = {"t5": "t5:bidirectional=False"}
 BIDIRECTIONAL = {"music": "music:bidirectional=True"}
 SENTENCE_ENDS = (".", "?", "!")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run; `encoding` as on the command line, such as `t5:num_buckets=16`."""
-
-    objective: str
-    encoding: str
-    seed: int
-
-    @property
-    def folder(self) -> str:
-        return "_".join((self.objective, "".join(c if c.isalnum() else "-" for c in self.encoding), str(self.seed)))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -248,24 +235,6 @@ def said(row: dict[str, Any]) -> str:
         return f"failed: {row['failed']}"
     losses = (f"{length}: {loss if isinstance(loss, float) else 'refused'}" for length, loss in row["losses"].items())
     return f"loss at {', '.join(losses)}; {row['steps_per_second']} steps/s, {row['seconds']} s in all"
-
-
-def read(results: Path) -> list[dict[str, Any]]:
-    """The finished cells, in order.
-
-    Raises:
-      UserError: a line that is none; says which.
-    """
-    if not results.exists():
-        return []
-    rows = []
-    for number, line in enumerate(results.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-            Cell(**rows[-1]["cell"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{results}:{number}: not a finished cell: {error}") from error
-    return rows
 
 
 def _split(text: str) -> list[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -13,9 +15,23 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.atomic import write_atomically
+from zoo.errors import UserError
 
 # A language model that has learnt less than this over single tokens has learnt nothing of their order worth comparing.
 LEARNT = 1.0  # nats below the unigram
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run; `encoding` as on the command line, such as `t5:num_buckets=16`."""
+
+    objective: str
+    encoding: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return "_".join((self.objective, "".join(c if c.isalnum() else "-" for c in self.encoding), str(self.seed)))
 
 
 class Line(NamedTuple):
@@ -46,6 +62,24 @@ class Line(NamedTuple):
     def note(self) -> str:
         """What is wrong with it, empty for nothing."""
         return self.failed or ("failed: learnt too little" if self.learnt < LEARNT else "")
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """The finished cells, in order.
+
+    Raises:
+      UserError: a line that is none; says which.
+    """
+    if not results.exists():
+        return []
+    rows = []
+    for number, line in enumerate(results.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+            Cell(**rows[-1]["cell"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{results}:{number}: not a finished cell: {error}") from error
+    return rows
 
 
 def report(rows: Sequence[Mapping[str, Any]], folder: Path, console: Console) -> None:

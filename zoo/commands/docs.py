@@ -6,7 +6,9 @@ import difflib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from zoo.atomic import write_atomically
 from zoo.command_line import Parser
+from zoo.commands import encodings_page
 from zoo.commands.list_parts import preset_parameters
 from zoo.errors import UserError
 from zoo.parts import REGISTRIES, describe_fields, schema, summary
@@ -23,12 +25,15 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="python -m zoo docs", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a table is stale")
     parser.add_argument("--folder", type=Path, default=Path("docs"), help="where the tables stand, by default docs")
+    parser.add_argument("--pictures", action="store_true", help="also draw the pictures anew, half a minute")
     flags = parser.read(argv)
     if not flags.folder.is_dir():
         raise UserError(f"no folder {flags.folder}; run this in the repository, or name it with --folder")
+    made = {name: "\n".join(make()) + "\n" for name, make in TABLES.items()}
+    made["encodings.md"] = encodings_page.page(flags.folder)
     stale = 0
-    for name, make in TABLES.items():
-        path, text = flags.folder / name, "\n".join(make()) + "\n"
+    for name, text in made.items():
+        path = flags.folder / name
         present = path.read_text(encoding="utf-8") if path.is_file() else ""
         if present == text:
             continue
@@ -43,6 +48,11 @@ def main(argv: list[str]) -> int:
         else:
             path.write_text(text, encoding="utf-8")
             print(f"wrote {path}")
+    if flags.pictures:
+        from zoo.commands.encoding_pictures import contact_sheet  # needs jax and matplotlib
+
+        write_atomically(flags.folder / encodings_page.PICTURE, contact_sheet())
+        print(f"drew {flags.folder / encodings_page.PICTURE}")
     return 1 if flags.check and stale else 0
 
 

@@ -5,7 +5,7 @@ import pkgutil
 
 from zoo.encodings.encoding import AddTerms, Core, Dims, Encoded, Encoding, EncodingLayer, Facts, Place, Project, Site
 from zoo.encodings.registration import registry
-from zoo.encodings.scores import logits
+from zoo.encodings.scores import initial_parameters, logits
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -23,6 +23,7 @@ __all__ = [
     "Place",
     "Project",
     "Site",
+    "initial_parameters",
     "logits",
     "names",
     "registry",

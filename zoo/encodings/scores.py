@@ -32,8 +32,8 @@ def logits(
     Args:
       encoding: a name, a config mapping or a part.
       positions: `[S]` or `[B, S]` integers or a `Positions`, of the keys; the queries are the last T of them. None = 0 … S − 1.
-      params: `{"shared": …, "layer": …}`, the parameters of the encoding's modules, as far as it has such; None = initial ones
-        (of `jax.random.key(0)`).
+      params: `{"shared": …, "layer": …}`, the parameters of the encoding's modules, as far as it has such; None = initial ones,
+        which are those of `initial_parameters`.
       mask: None = no key is hidden, also from an encoding that is meant for causal masks.
       x: `[B, S, D]`, the mixer's input, for encodings that look at it. Its projections are then the identity cut into heads,
         and D must be N·H and K·H. None = zeros.
@@ -41,6 +41,32 @@ def logits(
     Raises:
       ValueError: the encoding cannot serve these sizes, or `params` names a module that it does not have.
     """
+    return _evaluated(encoding, q, k, positions, params, x, mask)[0]
+
+
+def initial_parameters(
+    encoding: Any,
+    q: jax.Array,
+    k: jax.Array,
+    positions: Any = None,
+    *,
+    x: jax.Array | None = None,
+    mask: AttentionMask | None = None,
+) -> dict[str, Any]:
+    """What `logits` with the same arguments takes as `params`, at its initial values (of `jax.random.key(0)`)."""
+    return _evaluated(encoding, q, k, positions, None, x, mask)[1]
+
+
+def _evaluated(
+    encoding: Any,
+    q: jax.Array,
+    k: jax.Array,
+    positions: Any,
+    params: Mapping[str, Any] | None,
+    x: jax.Array | None,
+    mask: AttentionMask | None,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """The scores, and the parameters that they were made with."""
     part: Encoding = registry.build(encoding)
     place = _place(positions, k.shape[1])
     queries = q.shape[1]
@@ -60,13 +86,18 @@ def logits(
     if unknown:
         raise ValueError(f"encoding {part.name!r} has no parameters under {', '.join(unknown)}")
 
+    used = {}
+
     def call(name: str, *arguments: Any) -> Any:
         module = modules[name]
         if module is None:
             return None
         if params is None:
-            return module.init_with_output(jax.random.key(0), *arguments)[0]
-        return module.apply({"params": params.get(name, {})}, *arguments)
+            made, variables = module.init_with_output(jax.random.key(0), *arguments)
+            used[name] = variables.get("params", {})
+            return made
+        used[name] = params.get(name, {})
+        return module.apply({"params": used[name]}, *arguments)
 
     init_side = part.init_side(dims)
     side = {} if init_side is None else {part.name: init_side.init_with_output(jax.random.key(0), x, place)[0]}
@@ -75,7 +106,7 @@ def logits(
     mask = mask if made.mask is None else made.mask
     scores = attention.logits if made.core is None else made.core.logits
     found = scores(made.terms, made.q, made.k, mask=mask, scale=made.scale, positions=place.attended)
-    return found[:, :, k.shape[1] - queries :]
+    return found[:, :, k.shape[1] - queries :], used
 
 
 def _place(positions: Any, keys: int) -> Place:
