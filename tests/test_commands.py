@@ -120,7 +120,9 @@ def test_the_kind_of_tokenizer_is_a_part_with_arguments(tmp_path, capsys):
     file.write_text(TEXT)
     train = ("tokenizer", "train", "--files", str(file), "--size", "45", "--out", str(tmp_path / "out"), "--kind")
     assert "lowercase: bool = True" in refusal(*train, "wordpiece:lowercas=false")
-    assert "cannot be trained here, only sentencepiece or wordpiece" in refusal(*train, "tokenizer_json:path=a")
+    assert "cannot be trained here, only sentencepiece or wordpiece or words" in refusal(
+        *train, "tokenizer_json:path=a"
+    )
     assert not (tmp_path / "out").exists()
     assert main([*train, "sentencepiece:model=bpe"]) == 0
     assert list((tmp_path / "out").glob("*.model"))

@@ -158,6 +158,20 @@ def test_a_step_of_every_demo_config(task, tmp_path, tmp_path_factory):
         assert 0 < loss < np.log(100)
 
 
+@pytest.mark.parametrize("source", ["flip_flop", "mqar", "copy"])
+def test_recall(source, tmp_path):
+    """The three are one program on other rows, so one of them is stepped."""
+    made = config(f"recall.py:{source}", *SMALL, ("data.train_examples", "16"), ("data.dev_examples", "4"))
+    parts = assemble(made, tmp_path)
+    for example in parts.examples("dev", tmp_path):
+        row = parts.features(example, None)
+        assert len(row["input_ids"]) == made.task.max_length == made.model.max_length
+        assert len(example.ids) <= made.task.max_length and row["label_weights"].sum() == example.answers.sum() > 0
+    if source == "copy":
+        (loss,) = first_losses(made, tmp_path)
+        assert loss == pytest.approx(np.log(5 + 2 + 16), rel=0.1)
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not beside the repository")
 @pytest.mark.parametrize("task", TASKS)
 def test_steps_of_tiny_nezha_on_real_data(task, tmp_path):

@@ -222,3 +222,21 @@ def test_sentencepiece(tmp_path, topics):
     assert tokenizers.load_tokenizer(tmp_path / "t").fingerprint == one.fingerprint
     with pytest.raises(UserError, match="pieces can be learnt"):
         tokenizers.train_sentencepiece(["a b"], size=4000, model="bpe")
+
+
+def test_whole_words(tmp_path):
+    part = tokenizers.registry.build("words")
+    learnt = part.train(["the cat , The  dog", "[MASK] cat x12"])
+    ids = {word: learnt.encode(word).ids.tolist() for word in ("[UNK]", ",", "The", "cat", "dog", "the", "x12")}
+    assert ids == {word: [k] for k, word in enumerate(ids)}, "in sorted order"
+    assert learnt.vocabulary.special == (0, 7, 8, 9, 10) and learnt.vocabulary.size == 11
+    encoded = learnt.encode_words(("x12", "the", "x1", "[MASK]", "[PAD]"))
+    assert encoded.ids.tolist() == [6, 5, 0, 0, 0] and encoded.word_starts.all()
+    assert learnt.encode("the  cat,\nx12").ids.tolist() == [5, 0, 6]
+    learnt.save(tmp_path / "kept")
+    assert tokenizers.load_tokenizer(tmp_path / "kept").fingerprint == learnt.fingerprint
+    assert part.train(["x12 , dog cat", "the The cat"]).fingerprint == learnt.fingerprint
+    with pytest.raises(UserError, match="more than 2 different words"):
+        tokenizers.Words(size=7).train(["a b", "c"])
+    with pytest.raises(UserError, match="no words"):
+        part.train([" "])

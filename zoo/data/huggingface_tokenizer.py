@@ -1,4 +1,4 @@
-"""WordPiece and every other tokenizer of the Hugging Face `tokenizers` library."""
+"""WordPiece, whole words, and every other tokenizer of the Hugging Face `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -117,6 +117,15 @@ def wordpiece(tokens: Sequence[str], *, lowercase: bool, chinese_words: bool, wh
         "tokenizer_config.json": (json.dumps(settings, indent=2) + "\n").encode(),
     }
     return LibraryTokenizer(library, files, chinese_words=chinese_words, where=where)
+
+
+def whole_words(words: Sequence[str]) -> LibraryTokenizer:
+    """The tokenizer whose pieces are the given words, told apart by white space; any other word is unknown."""
+    library = Library(models.WordLevel({word: i for i, word in enumerate(("[UNK]", *words))}, unk_token="[UNK]"))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # Beside the model's vocabulary, not in it: "[MASK]" in a text is text.
+    library.add_special_tokens(["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"])
+    return from_json(library.to_str().encode(), chinese_words=False, where="the learnt vocabulary")
 
 
 def from_json(content: bytes, *, chinese_words: bool, where: str) -> LibraryTokenizer:

@@ -13,7 +13,8 @@ class Record:
 
     Attributes:
       fields: by kind of source. Text: {"text": str}. Tables: {"text": str} and, where the config names their columns,
-        {"text_pair": str} and {"label": str}. CoNLL: {"words": tuple[str, ...], "tags": tuple[str, ...]}.
+        {"text_pair": str} and {"label": str}. CoNLL: {"words": tuple[str, ...], "tags": tuple[str, ...]}. Drawn by
+        rule: {"words": tuple[str, ...], "answers": tuple[int, ...]}.
       file: where it was read from.
       line: its first line there, counted from 1; with `file` it is what an error message names.
     """

@@ -12,7 +12,7 @@ from typing import Literal
 
 from zoo.data import sentencepiece_tokenizer, wordpiece_training
 from zoo.data.files import read_lines
-from zoo.data.huggingface_tokenizer import from_json, wordpiece
+from zoo.data.huggingface_tokenizer import from_json, whole_words, wordpiece
 from zoo.data.record import Source, texts
 from zoo.data.tokenizer import CHINESE_WORDS, Pieces, Tokenizer, Vocabulary
 from zoo.errors import UserError
@@ -25,6 +25,7 @@ __all__ = [
     "TokenizerJson",
     "Vocabulary",
     "WordPiece",
+    "Words",
     "load_tokenizer",
     "names",
     "registry",
@@ -143,14 +144,14 @@ def _lowercase(folder: Path | None, asked: bool | None) -> bool:
     return True if said is None else bool(said)
 
 
-def _train_once(part: WordPiece | SentencePiece, source: Source, directory: str | os.PathLike) -> Tokenizer:
+def _train_once(part: WordPiece | SentencePiece | Words, source: Source, directory: str | os.PathLike) -> Tokenizer:
     """The tokenizer of `part` over the source's training text, from `directory` where it was learnt before."""
     directory = Path(directory)
     made_from = json.dumps({"tokenizer": to_config(part), "source": source.fingerprint()}, indent=2) + "\n"
     note = directory / TRAINING
     if note.is_file() and note.read_text("utf-8") == made_from:
         return load_tokenizer(directory)
-    logger.info("learning a %s tokenizer of %d pieces", part.name, part.size)
+    logger.info("learning a %s tokenizer of at most %d pieces", part.name, part.size)
     tokenizer = part.train(texts(source.records("train")))
     tokenizer.save(directory, also={TRAINING: made_from.encode()})
     return tokenizer
@@ -214,6 +215,42 @@ class SentencePiece:
 
     def train(self, texts: Iterable[str]) -> Tokenizer:
         return train_sentencepiece(texts, size=self.size, model=self.model, lowercase=self.lowercase)
+
+
+@registry.register("words")
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """Every word of the training text, as white space tells them apart, is a piece: for texts of few different words.
+
+    Numbered in sorted order; upper and lower case are two words.
+
+    Attributes:
+      path: a folder that holds such a tokenizer; None to learn one.
+      size: the most pieces there may be, special tokens included.
+    """
+
+    path: str | None = None
+    size: int = 1 << 16
+
+    def tokenizer(self, source: Source, directory: str | os.PathLike) -> Tokenizer:
+        """The tokenizer; one that has to be learnt is kept in `directory` and taken from there the next time."""
+        return load_tokenizer(self.path) if self.path is not None else _train_once(self, source, directory)
+
+    def train(self, texts: Iterable[str]) -> Tokenizer:
+        """Raises UserError where the text has more words than `size` leaves room for, or none."""
+        known: set[str] = set()
+        room = self.size - len(wordpiece_training.SPECIAL)
+        for text in texts:
+            known.update(text.split())
+            if len(known) > room:
+                raise UserError(
+                    f"the training text has more than {room} different words, as many as a 'words' tokenizer of size={self.size} "
+                    "holds; raise size, or take 'wordpiece'"
+                )
+        known.difference_update(wordpiece_training.SPECIAL)
+        if not known:
+            raise UserError("there are no words in the training text of the tokenizer")
+        return whole_words(sorted(known))
 
 
 @registry.register("tokenizer_json")

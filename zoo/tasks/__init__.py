@@ -1,6 +1,6 @@
 """What a model is trained to do: pretraining objectives and downstream tasks alike, each a part under one name."""
 
-from zoo.tasks import causal_lm, classification, masked_lm, masked_lm_with_sentences, token_tagging
+from zoo.tasks import causal_lm, classification, masked_lm, masked_lm_with_sentences, recall, token_tagging
 from zoo.tasks.registration import registry
 from zoo.tasks.task import Output, Task
 
@@ -14,6 +14,7 @@ __all__ = [
     "masked_lm",
     "masked_lm_with_sentences",
     "names",
+    "recall",
     "registry",
     "token_tagging",
 ]
