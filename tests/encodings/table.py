@@ -47,6 +47,7 @@ ROWS = (
     Row("learned", {"name": "learned"}, {"name": "learned"}, False),
     Row("learned-interpolated", {"name": "learned", "interpolate": 12}, {"name": "learned", "interpolate": 9}, False),
     Row("sinusoidal", {"name": "sinusoidal"}, {"name": "sinusoidal"}, False),
+    Row("dpe", {"name": "dpe", "layers": 1}, None, False),
     Row("rope", {"name": "rope"}, {"name": "rope", "layout": "interleaved", "fraction": 0.5}, True),
     Row("t5", {"name": "t5"}, {"name": "t5", "bidirectional": False, "num_buckets": 8, "max_distance": 16}, True),
     Row("alibi", {"name": "alibi"}, {"name": "alibi", "form": "causal"}, True),

@@ -179,6 +179,11 @@ class Encoding(abc.ABC):
         """`(x [B,T,E], place, mask, cache) → (x, cache)`, once, at the input; `dims.model_dim` is E there."""
         return None
 
+    @property
+    def refinement_layers(self) -> int:
+        """How many layers, which the model makes, turn what `embedding` gives into what is added to x; 0: x becomes that itself."""
+        return 0
+
     def shared(self, dims: Dims) -> nn.Module | None:
         """`(place) → pytree`, once per forward pass, outside the layer scan.
 

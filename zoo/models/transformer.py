@@ -17,6 +17,7 @@ from zoo.layers.embeddings import Embeddings
 from zoo.layers.norms import LayerNorm, Norm
 from zoo.mixers import Style
 from zoo.models.cache import DecodingCache
+from zoo.models.refinement import Refinement
 from zoo.models.sentences import Sentences, count, nothing
 from zoo.models.stage import Stage, distinct_encodings, scanned
 
@@ -29,12 +30,14 @@ class EncoderOutput(NamedTuple):
       pooled: `[B, D]`, tanh(W hidden[:, 0] + b), or None without a pooler.
       hidden_states: `[L + 1, B, T, D]` of the embeddings and every layer, where asked for.
       cache: the decoding cache after this call.
+      refined: `[B, T, E]`, what refinement layers made of an encoding's positions, or None without such.
     """
 
     hidden: jax.Array
     pooled: jax.Array | None = None
     hidden_states: jax.Array | None = None
     cache: DecodingCache | None = None
+    refined: jax.Array | None = None
 
 
 class Transformer(nn.Module):
@@ -84,7 +87,7 @@ class Transformer(nn.Module):
             self.style,
         )
         encodings = distinct_encodings(self.stages)
-        self.encodings = Encodings(encodings, self.dims, self.embedding_dim)
+        self.encodings = Encodings(encodings, self.dims, self.embedding_dim, self.block_specs()[0], self.style)
         self.stage = [
             scanned(stage, encodings, self.dims, self.style, self.remat_policy, self.unroll) for stage in self.stages
         ]
@@ -135,9 +138,11 @@ class Transformer(nn.Module):
             place = dataclasses.replace(place, keys=cache.positions())
             embedding_cache = cache.embedding
 
+        refined = None
+
         def add_positions(h: jax.Array) -> jax.Array:
-            nonlocal embedding_cache
-            h, embedding_cache = self.encodings.embed(h, place, mask, embedding_cache)
+            nonlocal embedding_cache, refined
+            h, embedding_cache, refined = self.encodings.embed(h, place, mask, embedding_cache)
             return h
 
         x = self.embeddings(input_ids, token_type_ids, add_positions, train)
@@ -170,6 +175,7 @@ class Transformer(nn.Module):
             pooled=jnp.tanh(self.pooler(x[:, 0])) if self.has_pooler else None,
             hidden_states=jnp.concatenate(states) if hidden_states else None,
             cache=cache,
+            refined=refined,
         )
 
     def check(self) -> None:
@@ -292,19 +298,26 @@ class Encodings(nn.Module):
     parts: tuple[Encoding, ...]
     dims: Dims
     embedding_dim: int
+    spec: BlockSpec
+    style: Style
 
     def setup(self):
         for index, part in enumerate(self.parts):
-            setattr(self, str(index), EncodingModules(part, self.dims, self.embedding_dim))
+            setattr(self, str(index), EncodingModules(part, self.dims, self.embedding_dim, self.spec, self.style))
 
     def embed(self, x: jax.Array, place: Place, mask: AttentionMask, caches: tuple[Any, ...]) -> Any:
-        """x with what the parts add at the input, and their caches."""
-        new = []
+        """x with what the parts add at the input, their caches, and what refinement layers added, or None."""
+        new, refined = [], None
         for modules, cache in zip(self._modules(), caches, strict=True):
             if modules.embedding is not None:
-                x, cache = modules.embedding(x, place, mask, cache)
+                given, cache = modules.embedding(x, place, mask, cache)
+                if modules.refinement is None:
+                    x = given
+                else:
+                    refined = modules.refinement(given, mask, place)
+                    x = x + refined
             new.append(cache)
-        return x, tuple(new)
+        return x, tuple(new), refined
 
     def share(self, place: Place) -> tuple[Any, ...]:
         """Per part, what its layers share."""
@@ -325,8 +338,13 @@ class EncodingModules(nn.Module):
     part: Encoding
     dims: Dims
     embedding_dim: int
+    spec: BlockSpec
+    style: Style
 
     def setup(self):
-        self.embedding = self.part.embedding(dataclasses.replace(self.dims, model_dim=self.embedding_dim))
+        at_input = dataclasses.replace(self.dims, model_dim=self.embedding_dim)
+        self.embedding = self.part.embedding(at_input)
+        layers = self.part.refinement_layers
+        self.refinement = Refinement(self.spec, layers, at_input, self.style) if layers else None
         self.shared = self.part.shared(self.dims)
         self.side = self.part.init_side(self.dims)
