@@ -7,6 +7,7 @@ from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @no_type_check  # leaves may be whatever JAX puts through a pytree
@@ -36,6 +37,12 @@ class Positions:
     def arange(cls, length: int, start: int | jax.Array = 0) -> Positions:
         """Positions start … start + length − 1, shared by the whole batch: `token` is `[1, length]`."""
         return cls(token=start + jnp.arange(length, dtype=jnp.int32)[None, :], contiguous=True)
+
+    @classmethod
+    def on_grid(cls, rows: int, columns: int) -> Positions:
+        """The cells of a grid, row after row: `token` is 2 · columns · row + column, so that one r says both offsets."""
+        grid = np.stack(np.divmod(np.arange(rows * columns), columns), axis=-1).astype(np.int32)
+        return cls(token=jnp.asarray(grid @ np.array([2 * columns, 1], np.int32))[None], grid=jnp.asarray(grid)[None])
 
     @property
     def length(self) -> int:

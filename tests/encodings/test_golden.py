@@ -397,7 +397,7 @@ def test_irpe():
     found = piecewise(np.array([4, 5, 6, 8, 12, 16, 24, 32, 64]), 4, 8, 32)
     np.testing.assert_array_equal(found, [4, 4, 5, 5, 6, 7, 7, 8, 8])
     assert piecewise(np.array(5), 1.9, 3.8, 15.2) == 3
-    rows = registry.build("irpe").rows
+    rows = registry.build("irpe").maps[""]
     assert rows.num_rows == 7
     # The far end of the product map's ids (−3, 5) = 13 and (13, −13) = 42 is the offset of its column.
     assert [rows.lookup()[rows.span - 5], rows.lookup()[rows.span + 13]] == [13 % 7, 42 % 7]

@@ -176,7 +176,7 @@ def test_irpe_on_keys_over_the_range_of_the_identity_is_shaw():
 def test_irpe_sides_and_mappings(mapping):
     """On queries the reversed offset counts; a bias is outside the scale; undirected maps have half the rows."""
     part = registry.build({"name": "irpe", "mapping": mapping, "on": ("query", "key", "value")})
-    rows = part.rows
+    rows = part.maps[""]
     assert rows.num_rows == (7 if mapping in ("product", "cross") else 4)
     # Squares leap over bucket 2.
     assert set(rows.lookup()) == set(range(rows.num_rows)) - ({2} if mapping == "quantized" else set())

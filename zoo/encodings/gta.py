@@ -73,7 +73,7 @@ class GroupTables(nn.Module):
             return rotation(positions.token, plain_frequencies(e.theta, self.rotary_dim))
         if positions.grid is None:
             raise UserError(
-                "encoding 'gta' with a grid needs rows and columns: give positions as Positions(token, grid=…), "
+                "encoding 'gta' with a grid needs rows and columns: give Positions.on_grid(rows, columns), or Positions(token, grid=…), "
                 "or use it without a grid"
             )
         pairs = self.rotary_dim // 4
