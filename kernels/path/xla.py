@@ -227,6 +227,10 @@ def _core(plan: _Plan, rows, keys, floats, given) -> Array:
 
 
 def _forward(plan: _Plan, rows, keys, floats, given):
+    numbers = jnp.arange(plan.geometry.tiles, dtype=jnp.int32)
+    # Under a scan over layers JAX would keep, for the backward pass, the masks of all tiles, which depend on no layer and
+    # together are queries × keys. Behind the barrier everything does.
+    numbers, rows, keys, floats, given = jax.lax.optimization_barrier((numbers, rows, keys, floats, given))
     given_rows, given_whole, others = given
     whole = _by_name(plan, floats, others)
 
@@ -244,8 +248,7 @@ def _forward(plan: _Plan, rows, keys, floats, given):
         # An empty row has total 0: its output is zero, and +inf makes every later exp(score − lse) zero too.
         return None, (out, jnp.where(total == 0, jnp.inf, top + jnp.log(total)))
 
-    numbers = jnp.arange(plan.geometry.tiles, dtype=jnp.int32)
-    out, lse = jax.lax.scan(one, None, (numbers, rows, given_rows))[1]
+    out, lse = _over_tiles(one, None, (numbers, rows, given_rows))[1]
     return out, (rows, keys, floats, given, out, lse)
 
 
@@ -273,13 +276,21 @@ def _backward(plan: _Plan, saved, gradient):
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator(x.dtype)), (keys[:3], keys[3], floats))
     numbers = jnp.arange(plan.geometry.tiles, dtype=jnp.int32)
-    sums, d_rows = jax.lax.scan(one, zeros, (numbers, rows, given_rows, out, lse, gradient))
+    sums, d_rows = _over_tiles(one, zeros, (numbers, rows, given_rows, out, lse, gradient))
     (d_k, d_w, d_u), d_v, d_floats = sums
     d_floats = [total.astype(x.dtype) for total, x in zip(d_floats, floats, strict=True)]
     return d_rows, (d_k, d_w, d_u, d_v.astype(keys[3].dtype)), d_floats, None
 
 
 _core.defvjp(_forward, _backward)
+
+
+def _over_tiles(one, carry, xs):
+    """A scan; one tile is no loop."""
+    if xs[0].shape[0] > 1:
+        return jax.lax.scan(one, carry, xs)
+    carry, ys = one(carry, jax.tree.map(lambda x: x[0], xs))
+    return carry, jax.tree.map(lambda x: x[None], ys)
 
 
 def _walk(plan: _Plan, number: Array, rows, keys, *, keep: bool) -> tuple[Array, Array | None]:

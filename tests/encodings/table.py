@@ -63,6 +63,8 @@ ROWS = (
     Row("gta", {"name": "gta"}, {"name": "gta", "layout": "half"}, True),
     Row("cope", None, {"name": "cope", "max_count": 4}, True),
     Row("fox", None, {"name": "fox"}, True),
+    Row("path", None, {"name": "path", "rank": 3}, True),
+    Row("path_fox", None, {"name": "path_fox", "rank": None, "width": 2, "form": "paper"}, True),
     Row("shaw", {"name": "shaw", "limit": 3}, {"name": "shaw", "limit": 3, "share_heads": False}, True),
     Row("music", MUSIC, {"name": "music", "length": 4, "beyond": "zero"}, True),
     Row("transformer_xl", {"name": "transformer_xl", "untie": True}, {"name": "transformer_xl", "clamp": 4}, True),

@@ -18,7 +18,7 @@ every = pytest.mark.parametrize("row", ROWS, ids=lambda r: r.name)
 # What compiles several programs a row is run by `make test` for these, which between them have every kind of term, of sharing
 # between layers and of cache; by `make test-all` for the others, too.
 COVERING = {"none", "learned", "rope", "t5", "nezha", "fire", "xpos", "gta", "fox", "bipe_alibi", "tupe", "cpe", "cope"}
-COVERING |= {"deberta", "huang_m1"}
+COVERING |= {"deberta", "huang_m1", "path_fox"}
 
 
 def costly(rows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -79,7 +79,7 @@ class Row:
 
 
 def compare_all() -> Iterator[Row]:
-    """Every implementation beside the reference, on every kind of term and mask."""
+    """Every implementation beside the reference, on every kind of term and mask, and PaTH attention."""
     import jax
     import jax.numpy as jnp
 
@@ -94,6 +94,7 @@ def compare_all() -> Iterator[Row]:
                     continue
                 given = jax.tree.map(jnp.bfloat16, arrays) if name in BFLOAT16 else arrays
                 yield _compare(case, name, given, terms, mask)
+        yield _compare_path()
 
 
 def _compare(case: str, name: str, arrays: Any, terms: Any, mask: Any) -> Row:
@@ -111,19 +112,40 @@ def _compare(case: str, name: str, arrays: Any, terms: Any, mask: Any) -> Row:
     return Row(case, name, _distance(found[0], expected[0]), _distance(found[1], expected[1]))
 
 
+def _compare_path() -> Row:
+    """PaTH attention with a forget gate, in blocks against its definition."""
+    from kernels.path import path_attention
+
+    def attend(implementation: str) -> Any:
+        def call(q: Any, k: Any, v: Any, w: Any, beta: Any, log_forget: Any) -> Any:
+            return path_attention(q, k, v, w, beta, log_forget=log_forget, implementation=implementation)
+
+        return call
+
+    found, expected = (_value_and_gradients(attend(name), path_case(), {}) for name in ("xla", "reference"))
+    return Row("PaTH, with a forget gate", "xla", _distance(found[0], expected[0]), _distance(found[1], expected[1]))
+
+
 def _run(implementation: str, arrays: Any, terms: Any, mask: Any) -> tuple[Any, Any]:
-    """(output, gradients in q, k, v and every array of the terms) of one weighted sum of the output."""
+    from kernels.attention import attention
+
+    def call(*arrays: Any, terms: Any) -> Any:
+        return attention(*arrays, terms=terms, mask=mask, implementation=implementation)
+
+    return _value_and_gradients(call, arrays, {"terms": terms})
+
+
+def _value_and_gradients(call: Callable[..., Any], arrays: Any, others: dict[str, Any]) -> tuple[Any, Any]:
+    """(output, gradients in every array given) of one weighted sum of the output."""
     import jax
     import jax.numpy as jnp
 
-    from kernels.attention import attention
-
-    def loss(arrays: Any, terms: Any) -> tuple[jax.Array, jax.Array]:
-        out = attention(*arrays, terms=terms, mask=mask, implementation=implementation)
+    def loss(arrays: Any, others: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+        out = call(*arrays, **others)
         wide = out.astype(jnp.float32)
         return jnp.sum(wide * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
 
-    (_, out), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(arrays, terms)
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(arrays, others)
     return out, gradients
 
 
@@ -193,3 +215,16 @@ def cases(batch: int = 1, length: int = 600, heads: int = 2, width: int = 16) ->
         "Pairwise": (arrays, (Pairwise(np.ones(heads, np.float32), SquaredDistance()),), full),
         "Dense": (arrays, (bias,), full),
     }
+
+
+def path_case(length: int = 300, heads: int = 2, width: int = 16) -> tuple[Any, ...]:
+    """(q, k, v, w, β, ln f) of PaTH attention; long enough for several blocks."""
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    q, k, v, w = (rng.standard_normal((1, length, heads, width), np.float32) for _ in range(4))
+    beta, log_forget = (
+        2 * rng.random((1, length, heads), np.float32),
+        np.log(rng.random((1, length, heads), np.float32)),
+    )
+    return q, k, v, w / np.linalg.norm(w, axis=-1, keepdims=True), beta, log_forget

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.attention import AttentionMask
+from zoo.encodings.documents import documents
 from zoo.encodings.encoding import Dims, Encoding, Facts, Place
 from zoo.encodings.registration import registry
 from zoo.errors import UserError
@@ -76,7 +77,7 @@ class Convolution(nn.Module):
         kernel = self.param("kernel", start, (width, self.model_dim), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.model_dim,), jnp.float32)
 
-        here = Neighbours(x, jnp.broadcast_to(place.queries.token, x.shape[:2]), _segments(mask, x.shape[:2]))
+        here = Neighbours(x, jnp.broadcast_to(place.queries.token, x.shape[:2]), documents(mask, x.shape[:2]))
         left = width - 1 if mask.causal else (width - 1) // 2
         if cache is None:
             around = jax.tree.map(
@@ -90,10 +91,3 @@ class Convolution(nn.Module):
             near = (there.token - here.token == tap - left) & (there.segment == here.segment) & (here.segment > 0)
             total = total + kernel[tap] * jnp.where(near[..., None], there.x, 0).astype(jnp.float32)
         return x + total.astype(x.dtype), None if cache is None else around.cut(length, width - 1)
-
-
-def _segments(mask: AttentionMask, shape: tuple[int, int]) -> jax.Array:
-    """Which document a token is of, int32 `[B, T]`; 0 is padding."""
-    segments = jnp.ones(shape, jnp.int32) if mask.query_segments is None else mask.query_segments.astype(jnp.int32)
-    valid = mask.key_valid
-    return segments if valid is None or valid.shape != shape else jnp.where(valid, segments, 0)

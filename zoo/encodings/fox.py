@@ -9,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.attention import AttentionMask, RowColumn
+from kernels.attention import RowColumn
 from kernels.attention.sums import restarting_sums
+from zoo.encodings.documents import documents
 from zoo.encodings.encoding import Dims, Encoded, Encoding, EncodingLayer, Facts, Site
 from zoo.encodings.registration import registry
 from zoo.errors import UserError
@@ -73,7 +74,7 @@ class ForgetGate(EncodingLayer):
             name="gate",
         )
         log_forget = jax.nn.log_sigmoid(gate(site.x))
-        segments = _segments(site.mask, log_forget)
+        segments = documents(site.mask, log_forget.shape[:2])
         log_forget = jnp.where((segments > 0)[..., None], log_forget, 0.0)
         if site.cache is None:
             sums = jnp.moveaxis(running_sums(log_forget, segments), 2, 1)
@@ -87,14 +88,6 @@ class ForgetGate(EncodingLayer):
             length=cache.length + sums.shape[2],
         )
         return Encoded(q, k, v, terms=(RowColumn(sums, -cache.sums),), cache=cache)
-
-
-def _segments(mask: AttentionMask, log_forget: jax.Array) -> jax.Array:
-    """Which document a token is of, int32 `[B, T]`; 0 is padding."""
-    shape = log_forget.shape[:2]
-    segments = jnp.ones(shape, jnp.int32) if mask.query_segments is None else mask.query_segments.astype(jnp.int32)
-    valid = mask.key_valid
-    return segments if valid is None or valid.shape != shape else jnp.where(valid, segments, 0)
 
 
 def running_sums(log_forget: jax.Array, segments: jax.Array, before: ForgetCache | None = None) -> jax.Array:
