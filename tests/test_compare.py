@@ -14,7 +14,7 @@ from matplotlib.image import imread
 import train as training
 from zoo.__main__ import main
 from zoo.commands.compare import Comparison, unigram_loss
-from zoo.commands.compare_report import Cell, as_csv, lines_of, markdown, read, table
+from zoo.commands.compare_report import Cell, as_csv, lines_of, markdown, picture, read, table
 from zoo.errors import UserError
 from zoo.run import assemble
 
@@ -134,6 +134,19 @@ def test_the_report_ranks_by_the_longest_rows_and_marks_what_failed():
     written = list(csv.DictReader(io.StringIO(as_csv(rows, "causal_lm").decode())))
     assert len(written) == 2 * 6 + 1
     assert {row["refused"] for row in written} == {"", "too long, says learned"}
+
+
+def test_a_task_that_is_no_text_is_reported_by_accuracy():
+    rows = [
+        finished("rope", {8: 0.1, 16: 2.0}, unigram_loss=None, accuracies={"8": 1.0, "16": 0.5}),
+        finished("path", {8: 0.2, 16: 3.0}, unigram_loss=None, accuracies={"8": 0.9, "16": 0.8}),
+        finished("learned", {8: 0.1, 16: "too long"}, unigram_loss=None, accuracies={"8": 1.0}),
+    ]
+    lines = lines_of(rows, "causal_lm")
+    assert [line.encoding for line in lines] == ["path", "rope", "learned"]
+    assert lines[0].values == {8: (0.9,), 16: (0.8,)} and lines[2].values[16] == ()
+    assert {line.note for line in lines} == {""}
+    assert imread(io.BytesIO(picture(lines))).std() > 0.01
 
 
 def test_unigram_loss_adds_one_to_each_count():

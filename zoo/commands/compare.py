@@ -42,6 +42,7 @@ from zoo.config import load_config
 from zoo.encodings import registry as encodings
 from zoo.errors import UserError, writing
 from zoo.run import CHECKPOINTS, DATA, TOKENIZER, assemble
+from zoo.tasks.packed_documents import PackedDocuments
 from zoo.training.checkpoints import restore_numpy
 from zoo.training.host_memory import keep_freed_memory
 from zoo.training.records import TIMING, read_records
@@ -81,12 +82,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 class Common(NamedTuple):
-    """What the cells of an objective share: the tokenizer's folder, the prepared text's, sentence ends, the unigram's loss."""
+    """What the cells of an objective share: the tokenizer's folder, the prepared text's, sentence ends, and the unigram's loss,
+    None for a task that is not one of words in a text."""
 
     tokenizer: Path
     data: Path
     separators: tuple[int, ...]
-    unigram_loss: float
+    unigram_loss: float | None
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,13 @@ class Comparison:
         parts = assemble(self._loaded(cell), folder)
         train, held_out = (scoring.split_of(parts, split, folder) for split in ("train", "dev"))
         few = max(1, self.tokens // parts.task.max_length)
+        words = isinstance(parts.task, PackedDocuments)
         separators = parts.tokenizer.encode_words(SENTENCE_ENDS).ids
         return Common(
             folder / TOKENIZER,
             (folder / DATA).absolute(),
             tuple(sorted({int(piece) for piece in separators} - {parts.tokenizer.vocabulary.unk})),
-            unigram_loss(train, itertools.islice(held_out, few), parts.tokenizer.vocabulary.size),
+            unigram_loss(train, itertools.islice(held_out, few), parts.tokenizer.vocabulary.size) if words else None,
         )
 
     def _row(self, cell: Cell, common: Common) -> dict[str, Any]:
@@ -211,8 +214,9 @@ class Comparison:
             # The median of the lines: what else the machine did for a while shall not decide.
             "steps_per_second": round(median(line["tokens_per_second"] for line in timing) / tokens, 3),
             "program_bytes": timing[-1].get("program_bytes"),
-            "unigram_loss": round(common.unigram_loss, 4),
+            "unigram_loss": common.unigram_loss and round(common.unigram_loss, 4),
             "losses": {n: str(s) if isinstance(s, UserError) else round(s["loss"], 4) for n, s in scores.items()},
+            "accuracies": {n: round(s["accuracy"], 4) for n, s in scores.items() if not isinstance(s, UserError)},
         }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -38,9 +39,10 @@ class Line(NamedTuple):
     """An encoding under an objective, over its seeds.
 
     Attributes:
-      losses: length → the loss of each seed; an empty tuple where the encoding refuses the length.
+      metric: what `values` are: "loss", or "accuracy" where a unigram knows nothing of the task.
+      values: length → the value of each seed; an empty tuple where the encoding refuses the length.
       steps_per_second, program_bytes: of each seed.
-      learnt: how far the loss at the training length is below the unigram's, of the worst seed.
+      learnt: how far the loss at the training length is below the unigram's, of the worst seed; None for accuracies.
       failed: why a seed ended early.
     """
 
@@ -50,18 +52,19 @@ class Line(NamedTuple):
     parameters: int
     steps_per_second: tuple[float, ...]
     program_bytes: int | None
-    losses: dict[int, tuple[float, ...]]
-    learnt: float
+    metric: str
+    values: dict[int, tuple[float, ...]]
+    learnt: float | None
     failed: str
 
     @property
     def trained_at(self) -> int:
-        return min(self.losses, default=0)
+        return min(self.values, default=0)
 
     @property
     def note(self) -> str:
         """What is wrong with it, empty for nothing."""
-        return self.failed or ("failed: learnt too little" if self.learnt < LEARNT else "")
+        return self.failed or ("failed: learnt too little" if (self.learnt or LEARNT) < LEARNT else "")
 
 
 def read(results: Path) -> list[dict[str, Any]]:
@@ -87,7 +90,7 @@ def report(rows: Sequence[Mapping[str, Any]], folder: Path, console: Console) ->
     for objective in dict.fromkeys(row["cell"]["objective"] for row in rows):
         lines = lines_of(rows, objective)
         header, cells = table(lines)
-        shown = Table(title=f"{objective}: loss on held-out text, nats per token")
+        shown = Table(title=f"{objective}: {lines[0].metric} on held-out rows, by their length")
         for k, name in enumerate(header):
             shown.add_column(name, justify="left" if k == 0 else "right")
         for row in cells:
@@ -106,22 +109,25 @@ def lines_of(rows: Sequence[Mapping[str, Any]], objective: str) -> list[Line]:
         if row["cell"]["objective"] == objective:
             of_encoding.setdefault(row["cell"]["encoding"], []).append(row)
     lines = [_line(objective, encoding, found) for encoding, found in of_encoding.items()]
-    longest = max((length for line in lines for length in line.losses), default=0)
+    longest = max((length for line in lines for length in line.values), default=0)
 
     def rank(line: Line) -> tuple[bool, bool, float]:
-        found, trained = line.losses.get(longest, ()), line.losses.get(line.trained_at, ())
-        return bool(line.note), not found, mean(found or trained or (0.0,))
+        found, trained = line.values.get(longest, ()), line.values.get(line.trained_at, ())
+        value = mean(found or trained or (0.0,))
+        return bool(line.note), not found, -value if line.metric == "accuracy" else value
 
     return sorted(lines, key=rank)
 
 
 def _line(objective: str, encoding: str, rows: Sequence[Mapping[str, Any]]) -> Line:
     whole = [row for row in rows if "failed" not in row]
+    words = all(row["unigram_loss"] is not None for row in whole)
+    metric, key = ("loss", "losses") if words else ("accuracy", "accuracies")
     lengths = sorted({int(length) for row in whole for length in row["losses"]})
-    losses = {}
+    values = {}
     for length in lengths:
-        found = [row["losses"].get(str(length)) for row in whole]
-        losses[length] = tuple(loss for loss in found if isinstance(loss, float))
+        found = [row[key].get(str(length)) for row in whole]
+        values[length] = tuple(value for value in found if isinstance(value, float))
     failed = "; ".join(dict.fromkeys(row["failed"] for row in rows if "failed" in row))
     return Line(
         objective,
@@ -130,8 +136,9 @@ def _line(objective: str, encoding: str, rows: Sequence[Mapping[str, Any]]) -> L
         whole[0]["parameters"] if whole else 0,
         tuple(row["steps_per_second"] for row in whole),
         whole[0]["program_bytes"] if whole else None,
-        losses,
-        min((row["unigram_loss"] - row["losses"][str(lengths[0])] for row in whole), default=0.0),
+        metric,
+        values,
+        min((row["unigram_loss"] - row["losses"][str(lengths[0])] for row in whole), default=0.0) if words else None,
         f"failed: {failed}" if failed else "",
     )
 
@@ -141,8 +148,8 @@ def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
 
     "learnt" is how far below the unigram's the loss at the training length is.
     """
-    lengths = sorted({length for line in lines for length in line.losses})
-    plain = next((mean(line.steps_per_second) for line in lines if line.encoding == "none" and line.losses), None)
+    lengths = sorted({length for line in lines for length in line.values})
+    plain = next((mean(line.steps_per_second) for line in lines if line.encoding == "none" and line.values), None)
     header = [
         "encoding",
         "seeds",
@@ -163,8 +170,8 @@ def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
                 f"{line.parameters:,}",
                 "" if speed is None else f"{speed:.2f}",
                 "" if line.program_bytes is None else f"{line.program_bytes / 2**20:.1f}",
-                f"{line.learnt:.2f}",
-                *(spread(line.losses.get(length, ())) for length in lengths),
+                "" if line.learnt is None else f"{line.learnt:.2f}",
+                *(spread(line.values.get(length, ())) for length in lengths),
                 line.note,
             ]
         )
@@ -194,46 +201,45 @@ def as_csv(rows: Sequence[Mapping[str, Any]], objective: str) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     fields = ("parameters", "steps", "tokens", "steps_per_second", "program_bytes", "unigram_loss", "seconds", "failed")
-    writer.writerow(["objective", "encoding", "seed", "length", "loss", "refused", *fields])
+    writer.writerow(["objective", "encoding", "seed", "length", "loss", "accuracy", "refused", *fields])
     for row in rows:
         cell = row["cell"]
-        for length, loss in _losses(row) if cell["objective"] == objective else ():
-            found = (loss, "") if isinstance(loss, float) else ("", loss)
+        for length, loss in row.get("losses", {"": ""}).items() if cell["objective"] == objective else ():
+            accuracy = row.get("accuracies", {}).get(length, "")
+            found = (loss, accuracy, "") if isinstance(loss, float) else ("", "", loss)
             values = (row.get(field, "") for field in fields)
             writer.writerow([cell["objective"], cell["encoding"], cell["seed"], length, *found, *values])
     return text.getvalue().encode()
 
 
-def _losses(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    yield from row.get("losses", {"": ""}).items()
-
-
 def picture(lines: Sequence[Line]) -> bytes:
-    """What is lost beyond the training length: a row of colours for each encoding, and the curves of all, as PNG."""
+    """Each line's values by length, and how they differ from that at the training length, as PNG."""
     from matplotlib.figure import Figure  # slow to import, and wanted only here
 
-    drawn = [line for line in lines if any(line.losses.values())]
-    lengths = sorted({length for line in drawn for length in line.losses})
-    figure = Figure(figsize=(9.0, max(4.0, 0.24 * len(drawn) + 1.5)), layout="constrained")
-    curves, names = figure.subplots(1, 2, width_ratios=(3, 2))
-    best = min((mean(v) for line in drawn for v in line.losses.values() if v), default=0.0)
-    worst = max((mean(line.losses[line.trained_at]) for line in drawn if line.losses[line.trained_at]), default=1.0)
-    for line in drawn:
-        known = [length for length in lengths if line.losses.get(length)]
-        curves.plot(known, [mean(line.losses[length]) for length in known], marker="o", markersize=3, linewidth=1.0)
-    curves.set_xscale("log", base=2)
-    curves.set_xticks(lengths, [str(length) for length in lengths])
-    curves.set_ylim(best - 0.05, worst + 1.0)
-    curves.set_xlabel("tokens in a row")
-    curves.set_ylabel("loss, nats per token")
-    curves.grid(alpha=0.3)
-    values = [[mean(line.losses[n]) if line.losses.get(n) else float("nan") for n in lengths] for line in drawn]
-    names.imshow(values, aspect="auto", cmap="viridis_r", vmin=best, vmax=worst + 0.5)
-    names.set_yticks(range(len(drawn)), [line.encoding for line in drawn], fontsize=7)
-    names.set_xticks(range(len(lengths)), [str(length) for length in lengths])
-    for y, row in enumerate(values):
-        for x, value in enumerate(row):
-            names.text(x, y, "–" if value != value else f"{value:.2f}", ha="center", va="center", fontsize=6)
+    drawn = [line for line in lines if any(line.values.values())]
+    lengths = sorted({length for line in drawn for length in line.values})
+    absolute = [[mean(line.values.get(n) or (math.nan,)) for n in lengths] for line in drawn]
+    change = [[value - row[0] for value in row] for row in absolute]
+    known = sorted(value for row in absolute for value in row if not math.isnan(value)) or [0.0]
+    figure = Figure(figsize=(9.0, max(3.0, 0.24 * len(drawn) + 1.2)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    metric = drawn[0].metric if drawn else ""
+    # What has run away at the longest rows shall not take the colours from the rest.
+    middle = known[len(known) // 2]
+    ranges = ((known[0], min(known[-1], 2 * middle - known[0]), "viridis_r"), (-0.5, 0.5, "RdYlGn_r"))
+    if metric == "accuracy":
+        ranges = ((0.0, 1.0, "viridis"), (-0.5, 0.5, "RdYlGn"))
+    titles = (metric, f"change of the {metric} from {lengths[0] if lengths else 0}")
+    for axes, title, values, (low, high, colours) in zip(panels, titles, (absolute, change), ranges, strict=True):
+        axes.imshow(values or [[0.0]], aspect="auto", cmap=colours, vmin=low, vmax=high, alpha=0.7)
+        axes.set_title(title, fontsize=9)
+        axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
+        axes.set_xlabel("tokens in a row")
+        axes.set_yticks(range(len(drawn)), [line.encoding for line in drawn], fontsize=7)
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                shown = "–" if math.isnan(value) else f"{value:+.2f}" if axes is panels[1] else f"{value:.2f}"
+                axes.text(x, y, shown, ha="center", va="center", fontsize=6)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=120)
     return data.getvalue()
