@@ -24,7 +24,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +36,7 @@ import train as training
 from kernels.attention import AttentionMask
 from zoo.command_line import Parser, split_overrides
 from zoo.commands.compare_report import Cell, read, report
+from zoo.commands.relative_speed import Stepper, relative_speed
 from zoo.compatibility import compatible
 from zoo.config import load_config
 from zoo.encodings import registry as encodings
@@ -83,12 +83,13 @@ def main(argv: Sequence[str]) -> int:
 
 class Common(NamedTuple):
     """What the cells of an objective share: the tokenizer's folder, the prepared text's, sentence ends, and the unigram's loss,
-    None for a task that is not one of words in a text."""
+    None for a task that is not one of words in a text, and the model without an encoding, whose speed is theirs' measure."""
 
     tokenizer: Path
     data: Path
     separators: tuple[int, ...]
     unigram_loss: float | None
+    plain: Stepper
 
 
 @dataclass(frozen=True)
@@ -164,12 +165,14 @@ class Comparison:
         train, held_out = (scoring.split_of(parts, split, folder) for split in ("train", "dev"))
         few = max(1, self.tokens // parts.task.max_length)
         words = isinstance(parts.task, PackedDocuments)
+        plain = self._loaded(replace(cell, encoding="none"), ("tokenizer.path", str(folder / TOKENIZER)))
         separators = parts.tokenizer.encode_words(SENTENCE_ENDS).ids
         return Common(
             folder / TOKENIZER,
             (folder / DATA).absolute(),
             tuple(sorted({int(piece) for piece in separators} - {parts.tokenizer.vocabulary.unk})),
             unigram_loss(train, itertools.islice(held_out, few), parts.tokenizer.vocabulary.size) if words else None,
+            Stepper(plain, folder),
         )
 
     def _row(self, cell: Cell, common: Common) -> dict[str, Any]:
@@ -206,14 +209,13 @@ class Comparison:
         lengths = tuple(multiple * length for multiple in self.multiples)
         scores = scoring.score_at_lengths(folder, lengths, tokens=self.tokens)
         params = restore_numpy(folder / CHECKPOINTS, part="params").state["params"]
-        timing, tokens = read_records(folder / TIMING), config.train.batch_size * length
+        tokens = config.train.batch_size * length
         return {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
             "steps": config.train.steps,
             "tokens": config.train.steps * tokens,
-            # The median of the lines: what else the machine did for a while shall not decide.
-            "steps_per_second": round(median(line["tokens_per_second"] for line in timing) / tokens, 3),
-            "program_bytes": timing[-1].get("program_bytes"),
+            "relative_speed": round(relative_speed(Stepper(config, folder), common.plain), 3),
+            "program_bytes": read_records(folder / TIMING)[-1].get("program_bytes"),
             "unigram_loss": common.unigram_loss and round(common.unigram_loss, 4),
             "losses": {n: str(s) if isinstance(s, UserError) else round(s["loss"], 4) for n, s in scores.items()},
             "accuracies": {n: round(s["accuracy"], 4) for n, s in scores.items() if not isinstance(s, UserError)},
@@ -238,7 +240,7 @@ def said(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"failed: {row['failed']}"
     losses = (f"{length}: {loss if isinstance(loss, float) else 'refused'}" for length, loss in row["losses"].items())
-    return f"loss at {', '.join(losses)}; {row['steps_per_second']} steps/s, {row['seconds']} s in all"
+    return f"loss at {', '.join(losses)}; speed {row['relative_speed']}, {row['seconds']} s in all"
 
 
 def _split(text: str) -> list[str]:

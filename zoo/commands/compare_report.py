@@ -41,7 +41,8 @@ class Line(NamedTuple):
     Attributes:
       metric: what `values` are: "loss", or "accuracy" where a unigram knows nothing of the task.
       values: length → the value of each seed; an empty tuple where the encoding refuses the length.
-      steps_per_second, program_bytes: of each seed.
+      speeds: updates per second relative to no encoding at all, of each seed.
+      program_bytes: what an update needs.
       learnt: how far the loss at the training length is below the unigram's, of the worst seed; None for accuracies.
       failed: why a seed ended early.
     """
@@ -50,7 +51,7 @@ class Line(NamedTuple):
     encoding: str
     seeds: tuple[int, ...]
     parameters: int
-    steps_per_second: tuple[float, ...]
+    speeds: tuple[float, ...]
     program_bytes: int | None
     metric: str
     values: dict[int, tuple[float, ...]]
@@ -134,7 +135,7 @@ def _line(objective: str, encoding: str, rows: Sequence[Mapping[str, Any]]) -> L
         encoding,
         tuple(sorted(row["cell"]["seed"] for row in rows)),
         whole[0]["parameters"] if whole else 0,
-        tuple(row["steps_per_second"] for row in whole),
+        tuple(row["relative_speed"] for row in whole),
         whole[0]["program_bytes"] if whole else None,
         metric,
         values,
@@ -144,31 +145,20 @@ def _line(objective: str, encoding: str, rows: Sequence[Mapping[str, Any]]) -> L
 
 
 def table(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of texts. Speed is relative to `none`, where it was run; of several seeds the mean and the range are shown.
+    """(header, rows) of texts. Of several seeds the mean and the range are shown, of speeds the mean.
 
     "learnt" is how far below the unigram's the loss at the training length is.
     """
     lengths = sorted({length for line in lines for length in line.values})
-    plain = next((mean(line.steps_per_second) for line in lines if line.encoding == "none" and line.values), None)
-    header = [
-        "encoding",
-        "seeds",
-        "parameters",
-        "steps/s" if plain is None else "speed",
-        "MiB",
-        "learnt",
-        *map(str, lengths),
-        "",
-    ]
+    header = ["encoding", "seeds", "parameters", "speed", "MiB", "learnt", *map(str, lengths), ""]
     rows = []
     for line in lines:
-        speed = mean(line.steps_per_second) / (plain or 1.0) if line.steps_per_second else None
         rows.append(
             [
                 line.encoding,
                 str(len(line.seeds)),
                 f"{line.parameters:,}",
-                "" if speed is None else f"{speed:.2f}",
+                f"{mean(line.speeds):.2f}" if line.speeds else "",
                 "" if line.program_bytes is None else f"{line.program_bytes / 2**20:.1f}",
                 "" if line.learnt is None else f"{line.learnt:.2f}",
                 *(spread(line.values.get(length, ())) for length in lengths),
@@ -200,7 +190,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]], objective: str) -> bytes:
     """A line for every cell and length, with everything the table leaves out."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    fields = ("parameters", "steps", "tokens", "steps_per_second", "program_bytes", "unigram_loss", "seconds", "failed")
+    fields = ("parameters", "steps", "tokens", "relative_speed", "program_bytes", "unigram_loss", "seconds", "failed")
     writer.writerow(["objective", "encoding", "seed", "length", "loss", "accuracy", "refused", *fields])
     for row in rows:
         cell = row["cell"]

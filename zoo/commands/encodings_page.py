@@ -83,14 +83,13 @@ def listing(lines: Mapping[str, Sequence[Line]]) -> Iterator[str]:
 
 
 def _measured(name: str, lines: Mapping[str, Sequence[Line]]) -> tuple[str, str]:
-    """Training speed relative to `none`, and the change of loss from the training length to the longest, causal before masked."""
+    """Training speed relative to no encoding, and the change of loss from the training length to the longest, causal before masked."""
     for found in lines.values():
         of = {line.encoding.partition(":")[0]: line for line in found if line.values}
-        if name in of and "none" in of:
+        if name in of:
             line = of[name]
-            speed = mean(line.steps_per_second) / mean(of["none"].steps_per_second)
             first, last = line.values[line.trained_at], line.values[max(line.values)]
-            return f"{speed:.2f}", f"{mean(last) - mean(first):+.2f}" if last else "refused"
+            return f"{mean(line.speeds):.2f}", f"{mean(last) - mean(first):+.2f}" if last else "refused"
     return "", ""
 
 
