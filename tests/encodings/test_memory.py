@@ -11,7 +11,8 @@ import pytest
 from tests.encodings.table import DIMS, ROWS, tiny_model
 from tests.memory import assert_linear, temporary_bytes
 
-# Those with an attention core of their own; what the others add is held to it by `tests/kernels/test_attention_properties.py`.
+# An attention core that is measured nowhere else. The terms of the others are held to it by `tests/kernels/test_attention_properties.py`,
+# PaTH by `tests/kernels/test_path.py`.
 CORES = {"cope"}
 
 

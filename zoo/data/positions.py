@@ -42,10 +42,11 @@ class Segmented(TrainingPositions):
     """A row is `pieces` runs of a text of `longest` tokens, in order, each token at its own position: a model meets long distances in short rows.
 
     Where the runs stand is drawn anew each time, every way to lay them without overlap as likely as any other; their lengths
-    differ by one token at most. The tokens between them are left out of that epoch. Attention, masks and losses are those
-    of a plain row; the first token of a run begins a word. A text no longer than a row is taken whole.
-    Source: Karypis, McAuley, Karypis 2023 (arXiv:2310.14633), "chunk" with fraction 1/pieces, 0.25 recommended there. Rows of packed
-    documents are cut like one text; each document keeps its own positions.
+    differ by one token at most. The tokens between them are left out of that epoch. Attention and masks are those of a
+    plain row; the first token of a run begins a word, and its last predicts none. A text no longer than a row is taken whole.
+    Source: Karypis, McAuley, Karypis 2023 (arXiv:2310.14633), "chunk" with fraction 1/pieces, 0.25 recommended there; its "prefix" is not here. Rows of packed
+    documents are cut like one text; each document keeps its own positions. What the paper does to a learned table is the
+    encoding's: `learned` with `interpolate`.
     """
 
     pieces: int = 4
