@@ -3,33 +3,35 @@
     python eval.py --workdir=runs/lcqmc
     python eval.py --workdir=runs/lcqmc --split=test --step=2000
     python eval.py --workdir=runs/large --config.mesh.fsdp=1 --config.train.evaluation_batch_size=8
+    python eval.py --workdir=runs/lm --lengths=128,256,512,1024 --sliding=64 --passkey
 
 On several hosts, with the same `--config.processes` as train.py; process 0 writes and prints.
 
 Rebuilds the model from the run's folder alone, prints the task's official scores and writes them to
 `<workdir>/scores_<split>.json`. The run's mesh is used unless another is given.
+
+With `--lengths` the run is scored on rows of each of these lengths instead, and what depends on length is written to
+`<workdir>/lengths_<split>.json` and drawn as `lengths_<split>.png` (docs/evaluation.md).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
-
-from train import Evaluation, build_evaluation, evaluate
+from train import evaluate
 from zoo.atomic import write_atomically
 from zoo.command_line import Parser, outcome, run_main, split_overrides
-from zoo.errors import UserError, near
-from zoo.run import CHECKPOINTS, Parts, override_processes, reassemble
+from zoo.commands.lengths import TOKENS, lines, placed, score_at_lengths, score_lengths
+from zoo.errors import UserError
+from zoo.run import CHECKPOINTS, override_processes, reassemble, split_of
 from zoo.training.checkpoints import restore_numpy
 from zoo.training.processes import Processes, joined
-from zoo.training.sharding import BATCH_AXES, put_whole
+
+__all__ = ["main", "score", "score_at_lengths", "score_lengths", "split_of"]
 
 
 def main(argv: list[str]) -> int:
@@ -38,9 +40,29 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the run")
     parser.add_argument("--split", default="dev", help="split of the run's data (default: dev)")
     parser.add_argument("--step", type=int, help="checkpoint to score (default: the newest)")
+    parser.add_argument("--lengths", help="score on rows of these lengths instead, comma-separated")
+    parser.add_argument(
+        "--tokens", type=int, default=TOKENS, help=f"of the split, to score at each length (default: {TOKENS})"
+    )
+    parser.add_argument("--sliding", type=int, help="score causal_lm also through a window moved by so many tokens")
+    parser.add_argument(
+        "--passkey", type=int, nargs="?", const=20, help="hide so many keys (20) at each length and depth"
+    )
     flags = parser.read(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     settings, overrides = override_processes(overrides)
+    if flags.lengths is not None:
+        if settings.count > 1 or settings.detect:
+            raise UserError("--lengths runs on one process; leave config.processes out")
+        options = dict(
+            tokens=flags.tokens, stride=flags.sliding, keys=flags.passkey, step=flags.step, overrides=overrides
+        )
+        report = score_lengths(flags.workdir, flags.split, integers(flags.lengths), **options)
+        print("\n".join(f"{flags.split} {line}" for line in lines(report)))
+        return 0
+    for name in ("tokens", "sliding", "passkey"):
+        if getattr(flags, name) != parser.get_default(name):
+            raise UserError(f"--{name} belongs to --lengths, which is not given")
     with joined(settings, outcome) as processes:
         scores = score(flags.workdir, flags.split, flags.step, overrides, processes)
         for name, value in scores.items() if processes.primary else ():
@@ -75,52 +97,15 @@ def score(
     return scores
 
 
-def score_at_lengths(
-    workdir: Path, lengths: Sequence[int], split: str = "dev", *, tokens: int, rows_of: int = 1 << 13
-) -> dict[int, dict[str, float] | UserError]:
-    """The scores of the newest checkpoint on rows of each length: those of the first `tokens` tokens of `split`.
-
-    The text is cut anew for each length, so the same tokens are predicted with more before them. A length that the model's
-    encoding cannot serve has its refusal for an answer.
-
-    Args:
-      rows_of: tokens of one batch, about.
-
-    Raises:
-      UserError: no run, or no such split.
-    """
-    parts = reassemble(workdir)
-    params = restore_numpy(workdir / CHECKPOINTS, part="params").state["params"]
-    scores: dict[int, dict[str, float] | UserError] = {}
-    for length in lengths:
-        own = parts.at({"max_length": length})
-        rows = split_of(own, split, workdir)
-        few = [rows[row] for row in range(min(len(rows), max(1, tokens // length)))]
-        evaluation, placed_params = placed(own, params)
-        shards = math.prod(evaluation.mesh.shape[axis] for axis in BATCH_AXES)
-        batch_size = shards * max(1, rows_of // (length * shards))
-        try:
-            scores[length] = evaluate(evaluation._replace(batch_size=batch_size), placed_params, few)
-        except UserError as refusal:
-            scores[length] = refusal
-    return scores
-
-
-def split_of(parts: Parts, split: str, workdir: Path) -> Sequence:
-    """The examples of a split of a run's data.
-
-    Raises:
-      UserError: there is no such split.
-    """
-    if split not in parts.source.splits():
-        raise UserError(f"the run's data have no split {split!r}; {near(split, parts.source.splits())}")
-    return parts.examples(split, workdir)
-
-
-def placed(parts: Parts, params: Any) -> tuple[Evaluation, Any]:
-    """The compiled evaluation of a run, and restored parameters laid out for it."""
-    evaluation = build_evaluation(parts, params)
-    return evaluation, jax.tree.map(put_whole, params, evaluation.shardings)
+def integers(text: str) -> tuple[int, ...]:
+    """The lengths of `--lengths`, in rising order."""
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"--lengths takes integers with commas between them, not {text!r}") from None
+    if found[0] < 4:
+        raise UserError(f"--lengths={text}: a row has at least 4 tokens")
+    return tuple(found)
 
 
 if __name__ == "__main__":

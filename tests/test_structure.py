@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     **{part: {*BASE, *PARTS[: i + 1]} for i, part in enumerate(PARTS) if part != "kernels"},
     "zoo.data": {*BASE, "zoo.data"},
     "zoo.tasks": {*BASE, *PARTS, "zoo.data", "zoo.tasks"},
+    "zoo.evaluation": {*BASE, *PARTS, "zoo.data", "zoo.tasks", "zoo.evaluation"},
     "zoo.training": {*BASE, "zoo.training"},
     **{module: {*BASE, *SETTINGS} for module in SETTINGS},
     "zoo.commands": EVERYTHING,

@@ -27,7 +27,7 @@ from zoo.data import registry as sources
 from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokenizers import TRAINING, load_tokenizer
 from zoo.data.tokenizers import registry as tokenizers
-from zoo.errors import UserError
+from zoo.errors import UserError, near
 from zoo.layers.block import BlockSpec
 from zoo.models import Stage, Transformer, build
 from zoo.overrides import apply
@@ -74,6 +74,13 @@ class Parts:
             return self
         task = _with_values(self.task, values)
         return dataclasses.replace(self, task=task, module=task.module(self.model))
+
+    def at_length(self, length: int) -> Parts:
+        """The parts on rows of `length`: the text cut anew, or, where the source is drawn by rule, longer rows drawn."""
+        own = self.at({"max_length": length})
+        if not hasattr(self.source, "at_length"):
+            return own
+        return dataclasses.replace(own, source=self.source.at_length(length))
 
     def unfused(self) -> nn.Module:
         """The module with attention in plain operations: a fused kernel is one operation to who counts a program's arithmetic."""
@@ -253,6 +260,17 @@ def reassemble(workdir: Path, overrides: Sequence[tuple[str, str]] = ()) -> Part
     tree = plain(load_saved(workdir / CONFIG))
     apply(tree, overrides)
     return assemble(ConfigDict(tree), workdir)
+
+
+def split_of(parts: Parts, split: str, workdir: Path) -> Sequence:
+    """The examples of a split of a run's data.
+
+    Raises:
+      UserError: there is no such split.
+    """
+    if split not in parts.source.splits():
+        raise UserError(f"the run's data have no split {split!r}; {near(split, parts.source.splits())}")
+    return parts.examples(split, workdir)
 
 
 def _tokenizer(config: Mapping[str, Any], source: Any, workdir: Path) -> Tokenizer:

@@ -14,6 +14,9 @@ import jax.numpy as jnp
 from kernels.dense import product
 from zoo.encodings import Dims, Encoding
 
+# The collection in which a mixer keeps its attention scores for a caller that makes it mutable (`zoo.models.attention_scores`).
+SCORES = "attention_scores"
+
 
 @dataclass(frozen=True)
 class Style:

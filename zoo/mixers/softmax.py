@@ -10,10 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.attention import AttentionMask, attention
+from kernels.attention import AttentionMask, attention, logits
 from zoo.encodings import Dims, Encoded, Encoding, Place, Project, Site
 from zoo.mixers.encoded import bring_back, encode
-from zoo.mixers.mixer import Mixer, MixerFacts, Style
+from zoo.mixers.mixer import SCORES, Mixer, MixerFacts, Style
 from zoo.mixers.registration import registry
 
 
@@ -110,14 +110,16 @@ class SoftmaxAttention(nn.Module):
         if cache is not None:
             cache = cache.append(k, v)._replace(encodings=encoded.cache)
             k, v = cache.keys.astype(k.dtype), cache.values.astype(v.dtype)
+        placed = dict(mask=self._narrowed(encoded.mask), scale=encoded.scale, positions=place.attended)
+        if self.is_mutable_collection(SCORES) and not self.is_initializing():
+            scores = logits if encoded.core is None else encoded.core.logits
+            self.sow(SCORES, "scores", scores(encoded.terms, encoded.q, k, **placed))
         out = (encoded.core or attention)(
             encoded.q,
             k,
             v,
             terms=encoded.terms,
-            mask=self._narrowed(encoded.mask),
-            scale=encoded.scale,
-            positions=place.attended,
+            **placed,
             dropout=self._dropout(place.train),
             implementation=self.mixer.implementation,
         )

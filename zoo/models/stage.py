@@ -13,6 +13,7 @@ from kernels.attention import AttentionMask
 from zoo.encodings import Dims, Encoding, Place
 from zoo.layers.block import Block, BlockSpec
 from zoo.mixers import Style
+from zoo.mixers.mixer import SCORES
 from zoo.models.remat import remat
 
 
@@ -87,7 +88,7 @@ def scanned(
     rngs = {"params": True, "dropout": True}
     layers = nn.scan(
         Pattern,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, SCORES: 0},
         split_rngs=rngs,
         in_axes=inputs,
         length=1 if stage.share else stage.repeats,
@@ -96,6 +97,7 @@ def scanned(
     if stage.share:
         layers = nn.scan(
             layers,
+            variable_axes={SCORES: 0},
             variable_broadcast="params",
             split_rngs={"params": False, "dropout": True},
             in_axes=inputs,
