@@ -15,23 +15,24 @@ from zoo.encodings import registry
 from zoo.mixers.softmax import Softmax
 
 every = pytest.mark.parametrize("row", ROWS, ids=lambda r: r.name)
-# What compiles several programs a row is run by `make test` for these, which between them have every kind of term, of sharing
-# between layers and of cache; by `make test-all` for the others, too.
-COVERING = {"none", "learned", "rope", "t5", "nezha", "fire", "xpos", "gta", "fox", "bipe_alibi", "tupe", "cpe", "cope"}
-COVERING |= {"deberta", "huang_m1", "path_fox"}
+# What compiles several programs a row is run by `make test` for rows that between them have every way to fail, and by
+# `make test-all` for the others, too: every kind of cache, all that could look ahead, every way to share between layers.
+CACHES = {"learned", "rope", "xpos", "gta", "fox", "bipe_alibi", "cpe", "cope", "path_fox"}
+AHEAD = {"rope", "fox", "cpe", "cope", "path_fox"}
+SHARING = {"learned", "t5", "nezha", "deberta", "fire", "tupe", "gta", "huang_m1", "path_fox"}
 
 
-def costly(rows):
-    marks = ((row, () if row.name in COVERING else pytest.mark.slow) for row in rows)
+def costly(rows, covering):
+    marks = ((row, () if row.name in covering else pytest.mark.slow) for row in rows)
     return pytest.mark.parametrize("row", [pytest.param(row, marks=mark, id=row.name) for row, mark in marks])
 
 
-costly_causal = costly([row for row in ROWS if row.causal])
+CAUSAL = [row for row in ROWS if row.causal]
 
 
 def test_every_encoding_has_a_row():
     assert {row.config["name"] for row in ROWS} == set(registry.names())
-    assert {row.name for row in ROWS} >= COVERING
+    assert {row.name for row in ROWS} >= CACHES | AHEAD | SHARING
 
 
 LENGTH = 14
@@ -82,7 +83,7 @@ def test_order_matters(row):
     assert (difference < 1e-5) == (row.name == "none"), difference
 
 
-@costly_causal
+@costly(CAUSAL, CACHES)
 def test_decoding_step_by_step_equals_the_full_pass(row):
     """Also with a first row that is padded on the left."""
     model = tiny_model(row.causal, causal=True)
@@ -106,7 +107,7 @@ def test_decoding_step_by_step_equals_the_full_pass(row):
     chex.assert_trees_all_close(decoded[1], full[1], atol=2e-5)
 
 
-@costly_causal
+@costly(CAUSAL, AHEAD)
 def test_causal_by_gradient(row):
     """No output depends on a later input: the gradient is exactly zero, not small."""
     model = tiny_model(row.causal, causal=True)
@@ -129,7 +130,7 @@ def test_causal_by_gradient(row):
     assert jnp.any(grad[:3] != 0)
 
 
-@costly(ROWS)
+@costly(ROWS, SHARING)
 def test_scanned_equals_unrolled_by_the_plain_twin(row):
     """One table that layers share stays one: parameter shapes, values and gradients, scanned against unrolled.
 
