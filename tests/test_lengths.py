@@ -16,6 +16,7 @@ import eval as scoring
 import train as training
 from tests.devices import first
 from zoo.command_line import MISTAKE, run_main
+from zoo.commands import lengths
 from zoo.commands.lengths import AtLength
 from zoo.config import load_config
 from zoo.run import CHECKPOINTS, assemble, reassemble
@@ -66,8 +67,7 @@ def report(run):
     with pytest.MonkeyPatch.context() as patched:
         said = []
         patched.setattr("builtins.print", lambda text, **_: said.append(text))
-        lengths = f"--lengths=1024,{LENGTH},{TABLE}"
-        flags = (lengths, f"--tokens={TOKENS}", f"--sliding={STRIDE}", "--passkey=2")
+        flags = (f"--lengths=1024,{LENGTH},{TABLE}", f"--tokens={TOKENS}", f"--sliding={STRIDE}", "--passkey=2")
         assert run_main(scoring.main, [f"--workdir={run}", *flags]) == 0
     logging.root.handlers[:] = handlers
     return "\n".join(said).splitlines(), json.loads((run / "lengths_dev.json").read_text())
@@ -139,6 +139,19 @@ def test_what_the_encoding_refuses_is_said_and_left_out_of_the_picture(report, r
     picture = imread(run / "lengths_dev.png")
     panels = np.array_split(picture, 4, axis=1)
     assert all(panel.std() > 0.05 for panel in panels), "perplexity, loss by position, resolution, passkeys"
+
+
+def test_a_passkey_is_found_where_every_digit_is(run, monkeypatch):
+    def predict(evaluation, params, rows):
+        weight = np.stack([evaluation.parts.features(row, None)["label_weights"] for row in rows])
+        correct = weight.copy()
+        for row in correct[-3:]:  # both of the last depth and one of that before it
+            row[np.flatnonzero(row)[2]] = 0
+        return {"weight": weight, "correct": correct}
+
+    monkeypatch.setattr(lengths, "predict", predict)
+    params = restore_numpy(run / CHECKPOINTS, part="params").state["params"]
+    assert lengths.passkeys_found(reassemble(run), params, TABLE, keys=2) == [1] * 9 + [0.5, 0]
 
 
 def test_scores_at_lengths_are_those_of_the_report(report, run):
