@@ -131,8 +131,7 @@ def compact(
     times = functools.partial(jnp.einsum, precision="highest")
     size = k.shape[3]
     among = beta[..., None] * jnp.tril(times("nbksh,nbkth->nbkst", w, w), -1)
-    diagonal = beta[..., None] * jnp.eye(size, dtype=beta.dtype)[None, None, None]
-    c = jax.lax.linalg.triangular_solve(among, diagonal, left_side=True, lower=True, unit_diagonal=True)
+    c = inverse(among) * beta[..., None, :]
     u = times("nbkst,nbkth->nbksh", c, w)
     met_by_keys = times("nbkst,nbktu->nbksu", c, jnp.tril(times("nbksh,nbkth->nbkst", w, k), -1))
     keys = k - times("nbkst,nbksh->nbkth", met_by_keys, w)
@@ -143,6 +142,29 @@ def compact(
     local = local - times("nbkgqs,nbkst->nbkgqt", met_by_queries, met_by_keys[here])
     queries, local = (x.reshape(*x.shape[:3], x.shape[3] * size, x.shape[5]) for x in (queries, local))
     return queries, local, keys, u
+
+
+def inverse(strictly_lower: Float[Array, "*batch c c"]) -> Float[Array, "*batch c c"]:
+    """(I + A)⁻¹ of a strictly lower triangular A, from blocks of 1 that are joined two by two: exact steps, no powers of A.
+
+    [[L, 0], [M, N]]⁻¹ = [[L⁻¹, 0], [−N⁻¹ M L⁻¹, N⁻¹]]. By products alone: on CPUs jaxlib (0.10) hands a batch of triangular solves
+    to the threads that run the program, and two such at a time wait for each other for ever.
+    """
+    times = functools.partial(jnp.matmul, precision="highest")
+    size = strictly_lower.shape[-1]
+    whole = 1 << (size - 1).bit_length()
+    padding = [(0, 0)] * (strictly_lower.ndim - 2) + [(0, whole - size)] * 2
+    a = jnp.pad(strictly_lower, padding)
+    inverses = jnp.ones((*a.shape[:-2], whole, 1, 1), a.dtype)
+    while (half := inverses.shape[-1]) < whole:
+        pairs = whole // (2 * half)
+        blocks = a.reshape(*a.shape[:-2], pairs, 2, half, pairs, 2, half)
+        below = jnp.moveaxis(jnp.diagonal(blocks[..., 1, :, :, 0, :], axis1=-4, axis2=-2), -1, -3)
+        upper, lower = inverses[..., 0::2, :, :], inverses[..., 1::2, :, :]
+        corner = -times(lower, times(below, upper))
+        top = jnp.concatenate([upper, jnp.zeros_like(upper)], axis=-1)
+        inverses = jnp.concatenate([top, jnp.concatenate([corner, lower], axis=-1)], axis=-2)
+    return inverses[..., 0, :size, :size]
 
 
 def carried(

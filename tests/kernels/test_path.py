@@ -174,6 +174,21 @@ def test_golden_values_of_one_block():
     close(local[0, 0, 0, 3] / 2, [0.143784, 0.504952, 0.916932, 1.018435])
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
+def test_the_inverse_of_a_block(size):
+    a = np.tril(np.random.default_rng(size).normal(size=(2, 3, size, size)), -1) / np.sqrt(size)
+    found = np.asarray(jax.jit(xla.inverse)(jnp.asarray(a, jnp.float32)))
+    expected = np.linalg.inv(np.eye(size) + a)
+    np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
+
+
+def test_no_solve_is_left_to_lapack():
+    """Two batches of them at a time stop jaxlib 0.10 for ever on a CPU; a training step has as many as it has layers."""
+    (q, k, v, w, beta, _, _), _ = inputs(CASES["63"])
+    gradient = jax.jit(jax.grad(lambda *given: path_attention(*given).sum(), argnums=(0, 1, 2, 3, 4)))
+    assert "lapack" not in gradient.lower(q, k, v, w, beta).as_text()
+
+
 def test_without_reflections_it_is_attention_and_with_a_gate_fox():
     (q, k, v, w, beta, forget, _), _ = inputs(CASES["63"])
 
