@@ -45,10 +45,13 @@ def test_loss_and_scores_equal_a_dense_recomputation():
     features = [task.features(e, np.random.default_rng(0), LetterTokenizer.vocabulary) for e in examples]
     batch = stack(features)
     module = task.module(model)
-    params = jax.jit(CausalLM(max_length=10).module(model).init)(jax.random.key(0), batch)["params"]
+    shapes = jax.eval_shape(CausalLM(max_length=10).module(model).init, jax.random.key(0), batch)["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), jnp.float32), shapes)
     output = jax.device_get(jax.jit(module.apply)({"params": params}, batch))
     ids, segments = (jnp.asarray(batch[name]) for name in ("input_ids", "segment_ids"))
-    hidden = model.apply({"params": params["model"]}, ids, segment_ids=segments).hidden
+    encode = jax.jit(lambda params: model.apply({"params": params}, ids, segment_ids=segments).hidden)
+    hidden = encode(params["model"])
     log_p = np.asarray(jax.nn.log_softmax(hidden @ params["model"]["embeddings"]["token"]["embedding"].T))
     losses, right = [], []
     for row, example in enumerate(examples):
