@@ -153,7 +153,7 @@ ALL_PARTS = [(key, name) for key in REGISTRIES for name in schema(key).names()]
 def test_every_part_of_the_house_is_a_described_hashable_value(key, name):
     cls = schema(key).get(name)
     assert summary(cls), f"{cls} has no docstring"
-    required = {field: "x" if hint is str else 1 for field, hint in field_types(cls).items()}
+    required = {field: "x" if hint is str else 8 for field, hint in field_types(cls).items()}
     for field in field_defaults(cls):
         del required[field]
     if name == "tfds":

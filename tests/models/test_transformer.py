@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kernels.attention import Positions
 from tests.encodings.table import DIMS, parameters, tiny_model, tokens
 from zoo.errors import UserError
 from zoo.layers.block import BlockSpec
@@ -132,6 +133,13 @@ def test_decoding_past_the_end_of_the_cache_is_nan_not_a_guess():
     out = model.apply(params, tokens(1, 4), cache=cache)
     assert jnp.all(jnp.isfinite(out.hidden))
     assert jnp.all(jnp.isnan(model.apply(params, tokens(1, 1), cache=out.cache).hidden))
+
+
+def test_positions_are_counted_where_none_are_given():
+    model = tiny_model({"name": "learned"})
+    params, ids = parameters(model), tokens(2, 5)
+    given = Positions(jnp.arange(5)[None], contiguous=True)
+    chex.assert_trees_all_close(model.apply(params, ids), model.apply(params, ids, positions=given), atol=1e-6)
 
 
 def test_positions_apart_are_told_apart_and_those_out_of_reach_are_nan():
