@@ -31,6 +31,7 @@ from typing import Any
 
 from zoo.atomic import write_atomically
 from zoo.command_line import Parser, run_main
+from zoo.commands.made_blocks import with_blocks
 from zoo.errors import UserError
 from zoo.training.records import TIMING, read_records
 
@@ -296,14 +297,8 @@ def with_tables(page: str, rows: list[dict[str, Any]]) -> str:
     Raises:
       UserError: the page has no such marks.
     """
-    for name, table in (("tasks", task_table(rows)), ("encodings", encoding_table(rows))):
-        begin, end = f"<!-- {name}: made by benchmarks/chinese.py --tables -->\n", f"<!-- {name}: end -->"
-        before, found, rest = page.partition(begin)
-        _, ended, after = rest.partition(end)
-        if not found or not ended:
-            raise UserError(f"{PAGE} has no lines {begin.strip()!r} and {end!r} around a table")
-        page = f"{before}{begin}{table}{end}{after}"
-    return page
+    made = {"tasks": task_table(rows), "encodings": encoding_table(rows)}
+    return with_blocks(page, made, by="benchmarks/chinese.py --tables", where=str(PAGE))
 
 
 def task_table(rows: list[dict[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from zoo.__main__ import COMMANDS, main
 from zoo.commands import docs, encodings_page, selfcheck
 from zoo.commands.encoding_pictures import contact_sheet
 from zoo.commands.list_parts import KINDS
+from zoo.commands.made_blocks import with_blocks
 from zoo.errors import UserError
 from zoo.parts import REGISTRIES, schema
 
@@ -186,11 +187,12 @@ def test_stale_tables_are_named_and_written(tmp_path, capsys, monkeypatch):
 
 def test_a_page_keeps_what_is_written_between_its_made_parts(tmp_path):
     page = "# Title\n<!-- list: made by `make docs` -->\nold\n<!-- list: end -->\nwritten\n"
-    made = encodings_page.with_blocks(page, {"list": "new"}, "page.md")
+    says = {"by": "`make docs`", "where": "page.md"}
+    made = with_blocks(page, {"list": "\nnew\n\n"}, **says)
     assert made == "# Title\n<!-- list: made by `make docs` -->\n\nnew\n\n<!-- list: end -->\nwritten\n"
-    assert encodings_page.with_blocks(made, {"list": "new"}, "page.md") == made
+    assert with_blocks(made, {"list": "\nnew\n\n"}, **says) == made
     with pytest.raises(UserError, match=r"page\.md has no lines"):
-        encodings_page.with_blocks(page, {"table": "new"}, "page.md")
+        with_blocks(page, {"table": "new"}, **says)
     with pytest.raises(UserError, match="no page"):
         encodings_page.page(tmp_path)
 

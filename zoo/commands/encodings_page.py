@@ -10,6 +10,7 @@ from statistics import mean
 from typing import Any
 
 from zoo.commands.compare_report import Line, lines_of, markdown, read
+from zoo.commands.made_blocks import with_blocks
 from zoo.errors import UserError
 
 RESULTS = Path("results") / "encodings.jsonl"
@@ -28,7 +29,8 @@ def page(folder: Path) -> str:
     path = folder / "encodings.md"
     if not path.is_file():
         raise UserError(f"no page {path}, whose written parts stand between those that are made")
-    return with_blocks(path.read_text(encoding="utf-8"), blocks(read(folder / RESULTS)), str(path))
+    made = {name: f"\n{text}\n\n" for name, text in blocks(read(folder / RESULTS)).items()}
+    return with_blocks(path.read_text(encoding="utf-8"), made, by="`make docs`", where=str(path))
 
 
 def blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -39,22 +41,6 @@ def blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         **{objective: markdown(found).rstrip("\n") for objective, found in lines.items()},
         "formulas": "\n".join(formulas()),
     }
-
-
-def with_blocks(page: str, made: Mapping[str, str], where: str) -> str:
-    """`page` with each block between its two marks replaced.
-
-    Raises:
-      UserError: a mark is missing; says which.
-    """
-    for name, text in made.items():
-        begin, end = f"<!-- {name}: made by `make docs` -->\n", f"\n<!-- {name}: end -->"
-        before, opened, rest = page.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not opened or not closed:
-            raise UserError(f"{where} has no lines {begin.strip()!r} and {end.strip()!r} around what is made there")
-        page = f"{before}{begin}\n{text}\n{end}{after}"
-    return page
 
 
 def listing(lines: Mapping[str, Sequence[Line]]) -> Iterator[str]:
