@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "zoo.tasks": {*BASE, *PARTS, "zoo.data", "zoo.tasks"},
     "zoo.evaluation": {*BASE, *PARTS, "zoo.data", "zoo.tasks", "zoo.evaluation"},
     "zoo.training": {*BASE, "zoo.training"},
+    "zoo.interop": {*BASE, *SETTINGS, *PARTS, "zoo.data", "zoo.tasks", "zoo.training", "zoo.interop"},
     **{module: {*BASE, *SETTINGS} for module in SETTINGS},
     "zoo.commands": EVERYTHING,
     "zoo.__main__": EVERYTHING,
