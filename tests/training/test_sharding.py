@@ -39,7 +39,7 @@ def test_default_rules_cover_the_zoo():
         "pooler": {"kernel": (8, 8), "bias": (8,)},
     }
     found = specs(
-        {"model": model, "heads": {"dense": {"kernel": (8, 3), "bias": (3,)}}},
+        {"model": model, "heads": {"dense": {"kernel": (8, 3), "bias": (3,)}, "masked_lm": {"table": (32, 8)}}},
         sharding.make_mesh(2, 2, 2, devices=first(8)),
     )
     assert found["model/embeddings/token/embedding"] == P("tensor", "fsdp")
@@ -53,6 +53,7 @@ def test_default_rules_cover_the_zoo():
     assert found["model/embeddings/token_type/embedding"] == P()
     assert found["heads/dense/kernel"] == P("fsdp", None)
     assert found["heads/dense/bias"] == P()
+    assert found["heads/masked_lm/table"] == P("tensor", "fsdp")
 
 
 def test_mesh_takes_the_rest():

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from zoo.encodings import Dims
+from zoo.layers.activations import Activation, activate
 from zoo.mixers import Style
 from zoo.registry import Registry
 
@@ -29,6 +28,10 @@ class FeedForward(abc.ABC):
     def module(self, dims: Dims, style: Style) -> nn.Module:
         """`(x [B,T,D], train) → [B,T,D]`."""
 
+    def inner(self, dims: Dims) -> int:
+        """F."""
+        return self.width or 4 * dims.model_dim
+
 
 @registry.register("gelu")
 @dataclass(frozen=True)
@@ -41,9 +44,7 @@ class Gelu(FeedForward):
     approximate: bool = False
 
     def module(self, dims: Dims, style: Style) -> nn.Module:
-        return FeedForwardModule(
-            self.width or 4 * dims.model_dim, dims.model_dim, _gelu(self.approximate), False, style
-        )
+        return FeedForwardModule(self.inner(dims), dims.model_dim, _gelu(self.approximate), False, style)
 
 
 @registry.register("geglu")
@@ -54,7 +55,7 @@ class GeGLU(FeedForward):
     approximate: bool = False
 
     def module(self, dims: Dims, style: Style) -> nn.Module:
-        return FeedForwardModule(self.width or 4 * dims.model_dim, dims.model_dim, _gelu(self.approximate), True, style)
+        return FeedForwardModule(self.inner(dims), dims.model_dim, _gelu(self.approximate), True, style)
 
 
 @registry.register("swiglu")
@@ -63,39 +64,17 @@ class SwiGLU(FeedForward):
     """y = (silu(x W_gate + b) ⊙ (x W_up + b)) W_down + b (Shazeer 2020, arXiv:2002.05202)."""
 
     def module(self, dims: Dims, style: Style) -> nn.Module:
-        return FeedForwardModule(self.width or 4 * dims.model_dim, dims.model_dim, jax.nn.silu, True, style)
+        return FeedForwardModule(self.inner(dims), dims.model_dim, "silu", True, style)
 
 
-def _exact_gelu(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=False)
-
-
-def _tanh_gelu(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=True)
-
-
-def _gelu(approximate: bool) -> Callable[[jax.Array], jax.Array]:
-    return _tanh_gelu if approximate else _exact_gelu
-
-
-def _in_float32(activation: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """activation(x), computed in float32 where x is narrower; the backward pass keeps the narrow x alone.
-
-    The cube in the tanh form of GELU leaves float16 at |x| = 41, the square in its derivative at 256: then 0 · ∞ is NaN.
-    """
-    if x.dtype == jnp.float32:
-        return activation(x)
-
-    def narrow(x: jax.Array) -> jax.Array:
-        return activation(x.astype(jnp.float32)).astype(x.dtype)
-
-    return jax.checkpoint(narrow, prevent_cse=False)(x)
+def _gelu(approximate: bool) -> Activation:
+    return "gelu_tanh" if approximate else "gelu"
 
 
 class FeedForwardModule(nn.Module):
     width: int
     model_dim: int
-    activation: Callable[[jax.Array], jax.Array]
+    activation: Activation
     gated: bool
     style: Style
 
@@ -103,7 +82,7 @@ class FeedForwardModule(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         up = self.style.dense(self.width, name="up")(x)
         if self.gated:
-            hidden = _in_float32(self.activation, self.style.dense(self.width, name="gate")(x)) * up
+            hidden = activate(self.activation, self.style.dense(self.width, name="gate")(x)) * up
         else:
-            hidden = _in_float32(self.activation, up)
+            hidden = activate(self.activation, up)
         return self.style.dense(self.model_dim, name="down")(hidden)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,8 @@ import numpy as np
 
 from zoo.data.masking import mask_tokens
 from zoo.errors import UserError
+from zoo.layers.activations import Activation
+from zoo.tasks.heads import MaskedLMHead
 from zoo.tasks.packed_documents import PackedDocuments
 from zoo.tasks.registration import registry
 from zoo.tasks.task import Heads, Output, Task, check_same_length, cross_entropy, encode
@@ -29,16 +31,25 @@ class MaskedTokens(Task):
       max_predictions: P, the slots for hidden tokens in a row; None: what `rate` of a full row needs.
       whole_word: hide all pieces of a word or none.
       replace: shares of hidden tokens that become [MASK], a random token, and stay.
-      activation: gelu by the error function or by tanh.
+      activation: of the head's transform: "gelu" (by the error function), "gelu_tanh", "relu", "silu" or "tanh".
       norm_epsilon: of the head's layer norm.
+      transform: dense layer, activation and norm stand between the last layer and the vocabulary. EuroBERT and NeoBERT have
+        none; then activation, norm_epsilon and transform_bias say nothing.
+      transform_bias: of the transform's dense layer and norm (ModernBERT has none).
+      output_bias: one number for each token of the vocabulary.
+      tied: the head multiplies with the input embedding, not with a table of its own, `heads/masked_lm/table` [V, E].
     """
 
     rate: float = 0.15
     max_predictions: int | None = None
     whole_word: bool = False
     replace: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    activation: Activation = "gelu"
     norm_epsilon: float = 1e-12
+    transform: bool = True
+    transform_bias: bool = True
+    output_bias: bool = True
+    tied: bool = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,6 +70,30 @@ class MaskedTokens(Task):
     @property
     def main_metric(self) -> str:
         return "accuracy"
+
+    def head(self, model: nn.Module) -> Callable[..., MaskedLMHead]:
+        """The head that fits a Transformer, still to be named.
+
+        Raises:
+          UserError: without a transform, embeddings of another width than the model's.
+        """
+        if not self.transform and model.embedding_dim != model.model_dim:
+            raise UserError(
+                f"task {self.name!r}: transform=False multiplies the last layer with the embeddings, but model.embedding_dim="
+                f"{model.embedding_dim} is not model.model_dim={model.model_dim}; leave transform true, or make them equal"
+            )
+        return functools.partial(
+            MaskedLMHead,
+            embedding_dim=model.embedding_dim,
+            activation=self.activation,
+            epsilon=self.norm_epsilon,
+            dtype=model.dtype,
+            initializer=model.initializer(),
+            transform=self.transform,
+            transform_bias=self.transform_bias,
+            output_bias=self.output_bias,
+            tied=self.tied,
+        )
 
     def hidden_tokens(
         self, example: Mapping[str, np.ndarray], rng: np.random.Generator, vocabulary: Any
@@ -104,7 +139,7 @@ class MaskedTokens(Task):
 class MaskedLM(PackedDocuments, MaskedTokens):
     """−Σ_k w_k log p(y_k) / Σ_k w_k over the masked positions (Devlin et al. 2018, arXiv 1810.04805, section 3.1).
 
-    p = softmax(LN(gelu(h W + b)) Eᵀ + c) with E the input embedding. Rows are filled with documents, anew for every
+    p = softmax(LN(gelu(h W + b)) Eᵀ + c) with E the input embedding, or what the fields of the head make of it. Rows are filled with documents, anew for every
     epoch; masks are dynamic (RoBERTa, arXiv 1907.11692, section 4.1): a function of seed, epoch and row. Only the
     masked positions meet the vocabulary.
 
@@ -119,40 +154,27 @@ class MaskedLM(PackedDocuments, MaskedTokens):
         return self.hidden_tokens(row, rng, vocabulary) | self.placed(row)
 
     def module(self, model: nn.Module) -> nn.Module:
-        return MaskedLMModule(model, self.activation, self.norm_epsilon, self.contiguous)
+        """Raises UserError where the head does not fit the model."""
+        return MaskedLMModule(model, self.head(model), self.contiguous)
 
 
 class MaskedLMModule(nn.Module):
     """(batch, train) → one loss over the masked positions; predictions `loss_sum`, `weight`, `correct`, each [B]."""
 
     model: nn.Module
-    activation: str
-    norm_epsilon: float
+    head: Callable[..., MaskedLMHead]
     contiguous: bool = True
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], train: bool = False) -> Output:
         hidden = encode(self.model, batch, train, self.contiguous).hidden
-        head = masked_lm_head(self.model, self.activation, self.norm_epsilon)
-        logits = Heads("masked_lm", head, name="heads")(at_masks(hidden, batch), self.model.embedding_table())
+        logits = Heads("masked_lm", self.head, name="heads")(at_masks(hidden, batch), self.model.embedding_table())
         return masked_lm_output(logits, batch)
 
 
 def at_masks(hidden: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
     """The masked positions of the last layer: [B, T, D] → [B, P, D]."""
     return jnp.take_along_axis(hidden, batch["masked_positions"][..., None], axis=1)
-
-
-def masked_lm_head(model: nn.Module, activation: str, norm_epsilon: float) -> Callable[..., MaskedLMHead]:
-    """The head that fits a Transformer, still to be named."""
-    return functools.partial(
-        MaskedLMHead,
-        embedding_dim=model.embedding_dim,
-        activation=activation,
-        epsilon=norm_epsilon,
-        dtype=model.dtype,
-        initializer=model.initializer(),
-    )
 
 
 def masked_lm_output(logits: jax.Array, batch: Mapping[str, jax.Array]) -> Output:
@@ -163,26 +185,3 @@ def masked_lm_output(logits: jax.Array, batch: Mapping[str, jax.Array]) -> Outpu
     correct = (jnp.argmax(logits, axis=-1) == labels) * weight
     predictions = {"loss_sum": loss.sum(1), "weight": weight.sum(1), "correct": correct.sum(1)}
     return Output({"masked_lm": (loss.sum(), weight.sum())}, predictions)
-
-
-class MaskedLMHead(nn.Module):
-    """LN(gelu(h W + b)) Eᵀ + c: [B, P, D] and the table E [V, E] → float32 logits [B, P, V].
-
-    The products run in `dtype`, sums, norm and logits in float32.
-    """
-
-    embedding_dim: int
-    activation: str
-    epsilon: float
-    dtype: Any
-    initializer: Callable
-
-    @nn.compact
-    def __call__(self, hidden: jax.Array, table: jax.Array) -> jax.Array:
-        x = nn.Dense(self.embedding_dim, dtype=self.dtype, kernel_init=self.initializer, name="dense")(hidden)
-        x = jax.nn.gelu(x.astype(jnp.float32), approximate=self.activation == "gelu_tanh")
-        x = nn.LayerNorm(epsilon=self.epsilon, use_fast_variance=False, name="norm")(x)
-        product = jnp.einsum(
-            "bpe,ve->bpv", x.astype(self.dtype), table.astype(self.dtype), preferred_element_type=jnp.float32
-        )
-        return product + self.param("bias", nn.initializers.zeros, (table.shape[0],), jnp.float32)

@@ -15,7 +15,7 @@ import numpy as np
 from zoo.data.sentence_pairs import SPECIALS, Objective, SentencePairs
 from zoo.data.store import prepare
 from zoo.errors import UserError
-from zoo.tasks.masked_lm import MaskedTokens, at_masks, masked_lm_head, masked_lm_output
+from zoo.tasks.masked_lm import MaskedTokens, at_masks, masked_lm_output
 from zoo.tasks.registration import registry
 from zoo.tasks.task import LinearHead, Output, cross_entropy, encode
 
@@ -79,7 +79,7 @@ class MaskedLMWithSentences(MaskedTokens):
         return {**self.hidden_tokens(example, rng, vocabulary), **{name: example[name] for name in kept}}
 
     def module(self, model: nn.Module) -> nn.Module:
-        """Raises UserError for a model without a pooler or token types."""
+        """Raises UserError for a model without a pooler or token types, or that the head does not fit."""
         if not model.has_pooler:
             raise UserError(f"task {self.name!r} needs a model with a pooler; set model.pooler, or choose 'masked_lm'")
         if model.token_types < 2:
@@ -87,7 +87,7 @@ class MaskedLMWithSentences(MaskedTokens):
                 f"task {self.name!r} tells the two segments apart by token types; model.token_types is "
                 f"{model.token_types}, at least 2 are needed"
             )
-        return MaskedLMWithSentencesModule(model, self.objective, self.activation, self.norm_epsilon)
+        return MaskedLMWithSentencesModule(model, self.objective, self.head(model))
 
     def score(self, predictions: Mapping[str, np.ndarray], examples: Sequence) -> dict[str, float]:
         """`loss`, `perplexity` and `accuracy` of the hidden tokens, and by the objective's name, such as `nsp_loss` and
@@ -115,15 +115,13 @@ class MaskedLMWithSentencesModule(nn.Module):
 
     model: nn.Module
     objective: str
-    activation: str
-    norm_epsilon: float
+    masked_lm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], train: bool = False) -> Output:
         encoded = encode(self.model, batch, train)
-        masked_lm = masked_lm_head(self.model, self.activation, self.norm_epsilon)
         sentences = functools.partial(LinearHead, classes=2, dropout=0.0, initializer=self.model.initializer())
-        token_logits, pair_logits = PretrainingHeads(self.objective, masked_lm, sentences, name="heads")(
+        token_logits, pair_logits = PretrainingHeads(self.objective, self.masked_lm, sentences, name="heads")(
             at_masks(encoded.hidden, batch), self.model.embedding_table(), encoded.pooled
         )
         output = masked_lm_output(token_logits, batch)

@@ -35,6 +35,7 @@ PARAMETER_RULES: tuple[tuple[str, Spec], ...] = (
     (r"(^|/)feed_forward/(up|gate)/bias$", ("tensor",)),
     (r"(^|/)feed_forward/down/kernel$", ("tensor", "fsdp")),
     (r"(^|/)pooler/kernel$", ("fsdp", None)),
+    (r"(^|/)heads/([^/]+/)*table$", ("tensor", "fsdp")),
     (r"(^|/)heads/([^/]+/)*kernel$", ("fsdp", None)),
     (r"(^|/)heads/", ()),
     (r"(^|/)encodings?(_\d+)?/", ()),
