@@ -19,12 +19,13 @@ import numpy as np
 from zoo.atomic import sync_directory, write_atomically
 from zoo.errors import UserError, writing
 from zoo.interop.safetensors_file import METADATA, SafetensorsFile, code, write_safetensors
+from zoo.interop.torch_archive import TorchArchive
 from zoo.interop.weight_file import LARGEST_HEADER, Stored, WeightFile, parse_json, shown
 
 SAFETENSORS = "model.safetensors"
 INDEX = ".index.json"
 # In the order in which they are looked for, each followed by the index of its shards.
-READERS: dict[str, Callable[[Path], WeightFile]] = {SAFETENSORS: SafetensorsFile}
+READERS: dict[str, Callable[[Path], WeightFile]] = {SAFETENSORS: SafetensorsFile, "pytorch_model.bin": TorchArchive}
 LOOKED_FOR = tuple(name for file in READERS for name in (file, file + INDEX))
 MAX_SHARD_BYTES = 5 * 10**9
 
@@ -96,8 +97,8 @@ class Weights:
 def open_weights(directory: Path) -> Weights:
     """The weights of a Hugging Face directory.
 
-    Looked for, in this order: `model.safetensors`, `model.safetensors.index.json` with its shards. All headers are read and
-    checked now, and no tensor.
+    Looked for, in this order: `model.safetensors`, `model.safetensors.index.json` with its shards, `pytorch_model.bin`,
+    `pytorch_model.bin.index.json` with its shards. All headers are read and checked now, and no tensor.
 
     Raises:
       UserError: none of these is there; a file is refused by its reader; the index is larger than 8 MiB, no JSON, or has a
