@@ -24,6 +24,12 @@ from zoo.training.sharding import make_mesh, put_batch
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
 FAMILIES, TASKS, SIZES = ("bert", "nezha"), ("pretrain", "ner", "lcqmc", "chnsenti"), ("base", "large", "tiny")
+GLUE = {
+    "sst2": ("SST-2", 872),
+    "rte": ("RTE", 277),
+    "cola": ("CoLA", 1043),
+    "stsb": ("STS-B", 1500),
+}  # folder, dev rows
 CHINESE = [(family, task, size) for family in FAMILIES for task in TASKS for size in SIZES]
 SMALL = [
     ("model.model_dim", "16"),
@@ -172,6 +178,47 @@ def test_recall(source, tmp_path):
         assert loss == pytest.approx(np.log(5 + 2 + 16), rel=0.1)
 
 
+@pytest.mark.parametrize("task", GLUE)
+def test_glue(task, tmp_path):
+    """In GLUE's own columns. The programs of classification are stepped as lcqmc and chnsenti, so only regression is here."""
+    header, row, label = {
+        "sst2": ("sentence\tlabel\n", 'he said "so {k}\t{y}', int),
+        "rte": ("index\tsentence1\tsentence2\tlabel\n", "{k}\tit is {k}\tnot so\t{word}", int),
+        "cola": ("", "gj04\t{y}\t*\tit is {k}", int),
+        "stsb": ("index\tgenre\tsentence1\tsentence2\tscore\n", "{k}\tnews\tit is {k}\tnot so\t{y}.000", float),
+    }[task]
+    values = [dict(k=k, y=k % 2, word=("entailment", "not_entailment")[k % 2]) for k in range(4)]
+    (tmp_path / "train.tsv").write_text(header + "".join(row.format(**value) + "\n" for value in values))
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "it", "is"]) + "\n")
+    files = [("data.train", f"{tmp_path}/train.tsv"), ("data.dev", "()"), ("tokenizer.path", f"{tmp_path}/vocab.txt")]
+    made = config(f"glue.py:{task},pooling=mean", *SMALL, *files)
+    examples = assemble(made, tmp_path / "run").examples("train", tmp_path)
+    assert [example.label for example in examples] == [label(value["y"]) for value in values]
+    assert all((example.second is not None) == (task in ("rte", "stsb")) for example in examples)
+    if task == "stsb":
+        (loss,) = first_losses(made, tmp_path / "run")
+        assert loss == pytest.approx(0.5, rel=0.1), "an untrained head says about 0 of labels 0, 1, 0, 1"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not beside the repository")
+@pytest.mark.parametrize("task", GLUE)
+def test_glue_on_real_data(task, tmp_path):
+    """The published files are read as they are: every row of dev, its label known, the tokens real."""
+    folder, count = GLUE[task]
+    files = [(f"data.{split}", f"{DATA}/glue/{folder}/{split}.tsv.xz") for split in ("train", "dev")]
+    made = config(f"glue.py:{task},size=tiny", *files, ("tokenizer.path", f"{DATA}/vocab/en_uncased_30522.txt.xz"))
+    parts = assemble(made, tmp_path)
+    examples = parts.examples("dev", tmp_path)
+    assert len(examples) == count
+    labels = np.asarray([example.label for example in examples])
+    if task == "stsb":
+        assert labels.min() == 0 and labels.max() == 5 and labels.mean() == pytest.approx(2.364, abs=1e-3)
+    else:
+        assert made.task.labels[np.bincount(labels).argmax()] == {"rte": "entailment"}.get(task, "1")
+    pieces = np.concatenate([example.first for example in examples])
+    assert (pieces == parts.tokenizer.vocabulary.unk).mean() < 0.001
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not beside the repository")
 @pytest.mark.parametrize("task", TASKS)
 def test_steps_of_tiny_nezha_on_real_data(task, tmp_path):
@@ -263,6 +310,18 @@ def test_bert_and_nezha_differ_in_the_encoding_alone():
     for task in TASKS:
         lines = difference(config(f"bert.py:{task}"), config(f"nezha.py:{task}"))
         assert lines and all(line.startswith("encoding.") for line in lines)
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_the_fine_tuning_of_bert_on_glue(task):
+    """Devlin et al. 2018, A.3: batches of 32, 3 epochs, rates from 2e-5 to 5e-5; the model is bert-base."""
+    made = config(f"glue.py:{task}")
+    assert (made.train.batch_size, made.train.epochs, made.train.steps) == (32, 3.0, None)
+    assert (made.optimizer.name, made.optimizer.weight_decay, made.schedule.warmup) == ("adamw", 0.01, 0.1)
+    assert 2e-5 <= made.optimizer.learning_rate <= 5e-5
+    foreign = ("data.", "optimizer.", "task.", "tokenizer.", "train.")
+    assert all(line.startswith(foreign) for line in difference(config("bert.py:lcqmc"), made))
+    assert made.model.pooler and not config(f"glue.py:{task},pooling=mean").model.pooler
 
 
 def test_the_demo_writes_enough_lines():

@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy import stats
 from seqeval.metrics import f1_score
 from seqeval.scheme import IOB2
 
@@ -107,3 +108,31 @@ def test_constant_predictions_and_more_classes():
         "f1": 0.0,
     }
     assert set(scores.classification(np.asarray([0, 1, 2]), np.asarray([0, 1, 2]), 3)) == {"accuracy", "mcc"}
+
+
+def test_correlations_equal_scipy_and_a_plain_count():
+    rng = np.random.default_rng(0)
+    gold = np.round(rng.uniform(0, 5, 200) * 4) / 4  # with ties, as STS-B has them
+    predicted = np.round(gold + rng.normal(0, 2, 200), 1).astype(np.float32)
+    result = scores.regression(gold, predicted)
+    assert result["pearson"] == pytest.approx(np.corrcoef(gold, predicted)[0, 1], abs=1e-12)
+    ranks = [[(v < w).sum() + ((v == w).sum() + 1) / 2 for w in v] for v in (gold, predicted)]
+    assert result["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-12)
+    assert abs(result["spearman"] - result["pearson"]) > 0.01, "they are told apart"
+    assert result["pearson"] == stats.pearsonr(predicted.astype(float), gold).statistic
+    assert result["spearman"] == stats.spearmanr(predicted.astype(float), gold).statistic
+    assert result["pearson_spearman"] == (result["pearson"] + result["spearman"]) / 2
+    assert result["mse"] == pytest.approx(np.mean((predicted - gold) ** 2))
+    assert scores.regression(gold, -predicted)["pearson"] == pytest.approx(-result["pearson"])
+
+
+def test_correlations_where_they_are_undefined():
+    """Equal predictions, or equal labels, score 0 in silence; what is not finite scores NaN."""
+    gold = np.asarray([1.0, 2.0, 4.0])
+    zeros = {"pearson": 0.0, "spearman": 0.0, "pearson_spearman": 0.0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert scores.regression(gold, np.full(3, 2.5)) == {**zeros, "mse": pytest.approx(4.75 / 3)}
+        assert scores.regression(np.ones(3), gold) == {**zeros, "mse": pytest.approx(10 / 3)}
+        assert scores.regression(gold[:1], gold[:1]) == {**zeros, "mse": 0.0}
+        assert all(map(math.isnan, scores.regression(gold, [1.0, math.nan, 2.0]).values()))

@@ -1,6 +1,7 @@
 """Official metrics, over a whole evaluation set at once.
 
-scikit-learn and seqeval are imported where they are used: they take a second, which a training run should not wait for.
+scikit-learn, SciPy's statistics and seqeval are imported where they are used: they take a second, which a training run should
+not wait for.
 """
 
 from __future__ import annotations
@@ -26,6 +27,33 @@ def classification(gold: np.ndarray, predicted: np.ndarray, classes: int) -> dic
     if classes == 2:
         result["f1"] = float(metrics.f1_score(gold, predicted, pos_label=1, zero_division=0))
     return result
+
+
+def regression(gold: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Correlations by SciPy in float64 as in GLUE (Wang et al. 2018, arXiv 1804.07461), and the mean squared error.
+
+    * `pearson` = Σ (p − p̄)(g − ḡ) / √(Σ (p − p̄)² Σ (g − ḡ)²); `spearman`: the same of the ranks, ties taking their mean.
+      Each is 0 where undefined, that is where predictions or labels are all equal: such predictions order nothing. The
+      GLUE metric of Hugging Face gives NaN there. With a prediction that is not finite both are NaN: that is a failure of
+      the model, not a lack of order.
+    * `pearson_spearman`: the mean of the two, which GLUE's average takes for STS-B.
+    """
+    from scipy import stats
+
+    gold, predicted = np.asarray(gold, np.float64), np.asarray(predicted, np.float64)
+    pearson = spearman = 0.0
+    if not np.isfinite(predicted).all():
+        pearson = spearman = float("nan")
+    elif np.ptp(predicted) > 0 and np.ptp(gold) > 0:
+        pearson, spearman = (
+            float(correlation(predicted, gold)[0]) for correlation in (stats.pearsonr, stats.spearmanr)
+        )
+    return {
+        "pearson": pearson,
+        "spearman": spearman,
+        "pearson_spearman": (pearson + spearman) / 2,
+        "mse": float(np.square(predicted - gold).mean()),
+    }
 
 
 def tagging(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:
