@@ -16,8 +16,9 @@ from zoo.mixers import Style
 class Embeddings(nn.Module):
     """x = dropout(norm(position(token[id] + type[type_id]))) W, as BERT has it (arXiv:1810.04805, figure 2).
 
-    `position` is what the encodings add at the input. W `[E, D]` is there only where the embedding width E differs
-    from the model's (ALBERT, arXiv:1909.11942); `num_types` 0 leaves the type embedding out, `output_norm` None the norm.
+    `position` is what the encodings add at the input. W `[E, D]` is there where the embedding width E differs from the
+    model's (ALBERT, arXiv:1909.11942), or always with `projects` (FNet); `num_types` 0 leaves the type embedding out,
+    `output_norm` None the norm.
     """
 
     vocab_size: int
@@ -26,6 +27,7 @@ class Embeddings(nn.Module):
     num_types: int
     output_norm: Norm | None
     style: Style
+    projects: bool = False
 
     def setup(self):
         initial = nn.initializers.truncated_normal(self.style.stddev)
@@ -36,7 +38,7 @@ class Embeddings(nn.Module):
             self.token_type = nn.Embed(self.num_types, self.width, embedding_init=initial, dtype=jnp.float32)
         if self.output_norm is not None:
             self.norm = self.output_norm.module(self.style.dtype)
-        if self.width != self.model_dim:
+        if self.projects or self.width != self.model_dim:
             self.projection = self.style.dense(self.model_dim)
         self.dropout = Dropout(self.style.dropout)
 
@@ -57,7 +59,7 @@ class Embeddings(nn.Module):
         if self.output_norm is not None:
             x = self.norm(x)
         x = self.dropout(x, deterministic=not train)
-        return x if self.width == self.model_dim else self.projection(x)
+        return self.projection(x) if self.projects or self.width != self.model_dim else x
 
     def table(self) -> jax.Array:
         """The token table `[V, E]`, for a tied head."""

@@ -35,11 +35,11 @@ class Style:
     attention_dropout: float = 0.0
     stddev: float = 0.02
 
-    def dense(self, features: int, name: str | None = None) -> nn.Dense:
-        """A projection to `features` in this style."""
+    def dense(self, features: int, name: str | None = None, use_bias: bool | None = None) -> nn.Dense:
+        """A projection to `features` in this style; `use_bias` None is the style's."""
         return nn.Dense(
             features,
-            use_bias=self.use_bias,
+            use_bias=self.use_bias if use_bias is None else use_bias,
             dtype=self.dtype,
             kernel_init=nn.initializers.truncated_normal(self.stddev),
             dot_general=_dense_product,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from zoo.encodings import Dims
 from zoo.encodings import registry as encodings
 from zoo.errors import UserError, near
+from zoo.layers.activations import Activation
 from zoo.layers.arrangements import registry as arrangements
 from zoo.layers.block import BlockSpec
 from zoo.layers.feed_forward import registry as feed_forwards
@@ -37,6 +38,10 @@ class ModelConfig:
       num_kv_heads: None = num_heads.
       head_dim: None = model_dim / num_heads.
       embedding_dim: None = model_dim.
+      embedding_projection: a dense layer behind the embeddings, from embedding_dim to model_dim; None = where the two differ, true
+        = always (FNet).
+      pooler: a dense layer and `pooler_activation` on the first token, "gelu" (by the error function), "gelu_tanh", "relu", "silu"
+        or "tanh"; with `pooler_norm` the norm of the model follows (ModernBERT's head). `pooler_bias` None = use_bias.
       unroll: repeats of a stage laid out one after another in the compiled program. All of them is faster on a CPU (a tenth, at
         4 layers), and compiling then takes time by depth.
       stages: the depth where one pattern repeated `num_layers` times does not say it: a tuple of mappings with
@@ -53,8 +58,12 @@ class ModelConfig:
     max_length: int = 512
     token_types: int = 2
     embedding_dim: int | None = None
+    embedding_projection: bool | None = None
     embedding_norm: bool = True
     pooler: bool = True
+    pooler_activation: Activation = "tanh"
+    pooler_norm: bool = False
+    pooler_bias: bool | None = None
     causal: bool = False
     use_bias: bool = True
     dropout: float = 0.1
@@ -111,10 +120,14 @@ def build(config: Mapping[str, Any]) -> Transformer:
         stages=stages,
         style=style,
         embedding_dim=model.embedding_dim or model.model_dim,
+        embedding_projection=model.embedding_projection,
         token_types=model.token_types,
         embedding_norm=model.embedding_norm,
         norm=norms.build(config["norm"]),
         has_pooler=model.pooler,
+        pooler_activation=model.pooler_activation,
+        pooler_bias=model.pooler_bias,
+        has_pooler_norm=model.pooler_norm,
         causal=model.causal,
         remat_policy=model.remat,
         unroll=model.unroll,

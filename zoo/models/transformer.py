@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from kernels.attention import AttentionMask, Positions
 from zoo.encodings import Dims, Encoding, Place
 from zoo.errors import UserError
+from zoo.layers.activations import Activation, activate
 from zoo.layers.block import BlockSpec
 from zoo.layers.embeddings import Embeddings
 from zoo.layers.norms import LayerNorm, Norm
@@ -27,7 +28,7 @@ class EncoderOutput(NamedTuple):
 
     Attributes:
       hidden: `[B, T, D]`, the last layer's output.
-      pooled: `[B, D]`, tanh(W hidden[:, 0] + b), or None without a pooler.
+      pooled: `[B, D]`, act(W hidden[:, 0] + b), normalised where the model says so, or None without a pooler.
       hidden_states: `[L + 1, B, T, D]` of the embeddings and every layer, where asked for.
       cache: the decoding cache after this call.
       refined: `[B, T, E]`, what refinement layers made of an encoding's positions, or None without such.
@@ -49,10 +50,13 @@ class Transformer(nn.Module):
       stages: the depth.
       style: dtype, biases, dropout, initial scale.
       embedding_dim: E, None = D.
+      embedding_projection: whether a dense layer takes the embeddings from E to D, None = where the two differ.
       token_types: rows of the token-type table, 0 for none.
       embedding_norm: whether the embeddings are normalised.
       norm: of the embeddings and the end of the stream.
       has_pooler: whether to pool the first token.
+      pooler_activation, pooler_bias: of the pooler; a bias of None is that of the style.
+      has_pooler_norm: whether `norm` follows the pooler's activation.
       causal: whether a token sees only those before it.
       remat_policy: what the backward pass recomputes, by name (`zoo.models.remat`).
       unroll: how many repeats of a stage the compiled program lays out one after another, instead of looping over them.
@@ -63,10 +67,14 @@ class Transformer(nn.Module):
     stages: tuple[Stage, ...]
     style: Style = Style()
     embedding_dim: int | None = None
+    embedding_projection: bool | None = None
     token_types: int = 2
     embedding_norm: bool = True
     norm: Norm = LayerNorm()
     has_pooler: bool = True
+    pooler_activation: Activation = "tanh"
+    pooler_bias: bool | None = None
+    has_pooler_norm: bool = False
     causal: bool = False
     remat_policy: str = "none"
     unroll: int = 1
@@ -85,6 +93,7 @@ class Transformer(nn.Module):
             self.token_types,
             self.norm if self.embedding_norm else None,
             self.style,
+            bool(self.embedding_projection),
         )
         encodings = distinct_encodings(self.stages)
         self.encodings = Encodings(encodings, self.dims, self.embedding_dim, self.block_specs()[0], self.style)
@@ -96,7 +105,9 @@ class Transformer(nn.Module):
         if not self.ends_normalised:
             self.final_norm = self.norm.module(self.style.dtype)
         if self.has_pooler:
-            self.pooler = self.style.dense(self.dims.model_dim)
+            self.pooler = self.style.dense(self.dims.model_dim, use_bias=self.pooler_bias)
+            if self.has_pooler_norm:
+                self.pooler_norm = self.norm.module(self.style.dtype)
 
     def __call__(
         self,
@@ -172,7 +183,7 @@ class Transformer(nn.Module):
             cache = cache._replace(layers=tuple(caches), embedding=embedding_cache)
         return EncoderOutput(
             hidden=x,
-            pooled=jnp.tanh(self.pooler(x[:, 0])) if self.has_pooler else None,
+            pooled=self._pool(x[:, 0]) if self.has_pooler else None,
             hidden_states=jnp.concatenate(states) if hidden_states else None,
             cache=cache,
             refined=refined,
@@ -186,6 +197,11 @@ class Transformer(nn.Module):
         """
         for spec in self.block_specs():
             spec.check(self.dims, AttentionMask(causal=self.causal))
+        if self.embedding_projection is False and self.embedding_dim != self.dims.model_dim:
+            raise UserError(
+                f"model.embedding_projection=False, but the embeddings have width {self.embedding_dim} and the model "
+                f"{self.dims.model_dim}; leave it None, or make model.embedding_dim and model.model_dim equal"
+            )
         carrying = [part.name for part in distinct_encodings(self.stages) if "side" in part.facts().kinds]
         if len(set(carrying)) < len(carrying):
             raise UserError(f"two variants of one encoding carry state from layer to layer: {', '.join(carrying)}")
@@ -252,6 +268,10 @@ class Transformer(nn.Module):
     def initializer(self) -> Any:
         """What kernels start from."""
         return nn.initializers.truncated_normal(self.style.stddev)
+
+    def _pool(self, first: jax.Array) -> jax.Array:
+        pooled = activate(self.pooler_activation, self.pooler(first))
+        return self.pooler_norm(pooled) if self.has_pooler_norm else pooled
 
     def _positions(self, input_ids: jax.Array, given: Any, cache: DecodingCache | None) -> Positions:
         length = input_ids.shape[1]
