@@ -47,24 +47,66 @@ class Gelu(FeedForward):
         return FeedForwardModule(self.inner(dims), dims.model_dim, _gelu(self.approximate), False, style)
 
 
+@registry.register("relu")
+@dataclass(frozen=True)
+class Relu(FeedForward):
+    """y = max(0, x W_up + b) W_down + b (Vaswani et al. 2017, arXiv:1706.03762, equation 2)."""
+
+    def module(self, dims: Dims, style: Style) -> nn.Module:
+        return FeedForwardModule(self.inner(dims), dims.model_dim, "relu", False, style)
+
+
+@registry.register("silu")
+@dataclass(frozen=True)
+class Silu(FeedForward):
+    """y = silu(x W_up + b) W_down + b, silu(u) = u σ(u) (Ramachandran et al. 2017, arXiv:1710.05941)."""
+
+    def module(self, dims: Dims, style: Style) -> nn.Module:
+        return FeedForwardModule(self.inner(dims), dims.model_dim, "silu", False, style)
+
+
 @registry.register("geglu")
 @dataclass(frozen=True)
 class GeGLU(FeedForward):
-    """y = (gelu(x W_gate + b) ⊙ (x W_up + b)) W_down + b (Shazeer 2020, arXiv:2002.05202)."""
+    """y = (gelu(x W_gate + b) ⊙ (x W_up + b)) W_down + b (Shazeer 2020, arXiv:2002.05202).
+
+    `up_bias` says whether gate and up have a bias, None = as the model; MosaicBERT has one on down alone.
+    """
 
     approximate: bool = False
+    up_bias: bool | None = None
 
     def module(self, dims: Dims, style: Style) -> nn.Module:
-        return FeedForwardModule(self.inner(dims), dims.model_dim, _gelu(self.approximate), True, style)
+        activation = _gelu(self.approximate)
+        return FeedForwardModule(self.inner(dims), dims.model_dim, activation, True, style, self.up_bias)
 
 
 @registry.register("swiglu")
 @dataclass(frozen=True)
 class SwiGLU(FeedForward):
-    """y = (silu(x W_gate + b) ⊙ (x W_up + b)) W_down + b (Shazeer 2020, arXiv:2002.05202)."""
+    """y = (silu(x W_gate + b) ⊙ (x W_up + b)) W_down + b (Shazeer 2020, arXiv:2002.05202).
+
+    `up_bias` says whether gate and up have a bias, None = as the model.
+    """
+
+    up_bias: bool | None = None
 
     def module(self, dims: Dims, style: Style) -> nn.Module:
-        return FeedForwardModule(self.inner(dims), dims.model_dim, "silu", True, style)
+        return FeedForwardModule(self.inner(dims), dims.model_dim, "silu", True, style, self.up_bias)
+
+
+@registry.register("reglu")
+@dataclass(frozen=True)
+class ReGLU(FeedForward):
+    """y = (max(0, x W_gate + b) ⊙ (x W_up + b)) W_down + b (Shazeer 2020, arXiv:2002.05202).
+
+    `up_bias` says whether gate and up have a bias, None = as the model.
+    """
+
+    up_bias: bool | None = None
+
+    def module(self, dims: Dims, style: Style) -> nn.Module:
+        return FeedForwardModule(self.inner(dims), dims.model_dim, "relu", True, style, self.up_bias)
 
 
 def _gelu(approximate: bool) -> Activation:
@@ -77,12 +119,13 @@ class FeedForwardModule(nn.Module):
     activation: Activation
     gated: bool
     style: Style
+    up_bias: bool | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        up = self.style.dense(self.width, name="up")(x)
+        up = self.style.dense(self.width, "up", self.up_bias)(x)
         if self.gated:
-            hidden = activate(self.activation, self.style.dense(self.width, name="gate")(x)) * up
+            hidden = activate(self.activation, self.style.dense(self.width, "gate", self.up_bias)(x)) * up
         else:
             hidden = activate(self.activation, up)
-        return self.style.dense(self.model_dim, name="down")(hidden)
+        return self.style.dense(self.model_dim, "down")(hidden)

@@ -41,9 +41,10 @@ class LayerNorm(Norm):
 @registry.register("rmsnorm")
 @dataclass(frozen=True)
 class RMSNorm(Norm):
-    """y = x / √(mean(x²) + epsilon) · scale (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    """y = x / √(mean(x²) + epsilon) · scale (Zhang and Sennrich 2019, arXiv:1910.07467); `use_scale=False`: no scale (RoFormer v2)."""
 
     epsilon: float = 1e-6
+    use_scale: bool = True
 
     def module(self, dtype: Any) -> nn.Module:
-        return nn.RMSNorm(epsilon=self.epsilon, dtype=dtype, param_dtype=jnp.float32)
+        return nn.RMSNorm(epsilon=self.epsilon, use_scale=self.use_scale, dtype=dtype, param_dtype=jnp.float32)

@@ -24,11 +24,17 @@ class Softmax(Mixer):
 
     K = N is multi-head (Vaswani et al. 2017, arXiv:1706.03762), K = 1 multi-query (arXiv:1911.02150), between them
     grouped-query attention (arXiv:2305.13245). `window=(left, right)` keeps −left ≤ r ≤ right (Longformer, ModernBERT).
-    `implementation` names a kernel that then runs or raises; None lets the kernels choose.
+    `implementation` names a kernel that then runs or raises; None lets the kernels choose. `biases` names the projections that
+    have one, whatever the model's use_bias says (DeBERTa v1: query, value, output); None = all of them or none, as it says.
     """
 
     window: tuple[int, int] | None = None
     implementation: Literal["reference", "xla", "pallas_tpu", "pallas_gpu"] | None = None
+    biases: tuple[Literal["query", "key", "value", "output"], ...] | None = None
+
+    def __post_init__(self):
+        if len(set(self.biases or ())) < len(self.biases or ()):
+            raise ValueError(f"biases={self.biases} names a projection twice; name each once")
 
     def facts(self) -> MixerFacts:
         return MixerFacts(
@@ -80,11 +86,11 @@ class SoftmaxAttention(nn.Module):
     style: Style
 
     def setup(self):
-        dims, dense = self.dims, self.style.dense
-        self.query = dense(dims.num_heads * dims.head_dim)
-        self.key = dense(dims.num_kv_heads * dims.head_dim)
-        self.value = dense(dims.num_kv_heads * dims.head_dim)
-        self.output = dense(dims.model_dim)
+        dims = self.dims
+        self.query = self._projection("query", dims.num_heads * dims.head_dim)
+        self.key = self._projection("key", dims.num_kv_heads * dims.head_dim)
+        self.value = self._projection("value", dims.num_kv_heads * dims.head_dim)
+        self.output = self._projection("output", dims.model_dim)
         self.encoding = [e.layer(dims) for e in self.encodings]
 
     def __call__(
@@ -125,6 +131,10 @@ class SoftmaxAttention(nn.Module):
         )
         out, side = bring_back(self.encoding, out, shared, side, sites)
         return self.output(out.reshape(*out.shape[:-2], -1)), side, cache
+
+    def _projection(self, name: str, features: int) -> nn.Dense:
+        biases = self.mixer.biases
+        return self.style.dense(features, use_bias=None if biases is None else name in biases)
 
     def _split(self, dense: nn.Dense):
         return lambda h: dense(h).reshape(*h.shape[:-1], -1, self.dims.head_dim)
