@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,17 +18,21 @@ Sublayer = Callable[[jax.Array], jax.Array]
 
 @dataclass(frozen=True)
 class Arrangement(abc.ABC):
-    """Joins `mix` and `feed` (each with its dropout) through two norms.
+    """Joins `mix` and `feed` (each with its dropout) through the norms that it names.
 
-    `num_norms` norms are made per block; `final_norm` says that the stream must be normalised after the last block.
+    `final_norm` says that the stream must be normalised after the last block.
     """
 
     name: ClassVar[str]
-    num_norms: ClassVar[int] = 2
     final_norm: ClassVar[bool] = True
 
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms that a block makes, of "mixer" and "feed_forward"; their parameters lie under `norm_mixer` and so on."""
+        return ("mixer", "feed_forward")
+
     @abc.abstractmethod
-    def __call__(self, x: jax.Array, mix: Sublayer, feed: Sublayer, norms: tuple[Sublayer, ...]) -> jax.Array:
+    def __call__(self, x: jax.Array, mix: Sublayer, feed: Sublayer, norms: Mapping[str, Sublayer]) -> jax.Array:
         """The stream after the block."""
 
 
@@ -39,19 +43,29 @@ class PostNorm(Arrangement):
 
     final_norm: ClassVar[bool] = False
 
-    def __call__(self, x: jax.Array, mix: Sublayer, feed: Sublayer, norms: tuple[Sublayer, ...]) -> jax.Array:
-        x = norms[0](x + mix(x))
-        return norms[1](x + feed(x))
+    def __call__(self, x: jax.Array, mix: Sublayer, feed: Sublayer, norms: Mapping[str, Sublayer]) -> jax.Array:
+        x = norms["mixer"](x + mix(x))
+        return norms["feed_forward"](x + feed(x))
 
 
 @registry.register("pre_norm")
 @dataclass(frozen=True)
 class PreNorm(Arrangement):
-    """x ← x + mix(norm(x)); x ← x + feed(norm(x)), and one final norm (Xiong et al. 2020, arXiv:2002.04745)."""
+    """x ← x + mix(norm(x)); x ← x + feed(norm(x)), and one final norm (Xiong et al. 2020, arXiv:2002.04745).
 
-    def __call__(self, x: jax.Array, mix: Sublayer, feed: Sublayer, norms: tuple[Sublayer, ...]) -> jax.Array:
-        x = x + mix(norms[0](x))
-        return x + feed(norms[1](x))
+    `mixer_norm=False` is x ← x + mix(x) in the first step: the first layer of ModernBERT (arXiv:2412.13663), whose input the
+    embeddings have normalised.
+    """
+
+    mixer_norm: bool = True
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return ("mixer", "feed_forward") if self.mixer_norm else ("feed_forward",)
+
+    def __call__(self, x: jax.Array, mix: Sublayer, feed: Sublayer, norms: Mapping[str, Sublayer]) -> jax.Array:
+        x = x + mix(norms["mixer"](x) if self.mixer_norm else x)
+        return x + feed(norms["feed_forward"](x))
 
 
 @registry.register("parallel")
@@ -59,8 +73,10 @@ class PreNorm(Arrangement):
 class Parallel(Arrangement):
     """x ← x + mix(h) + feed(h) with one h = norm(x), and one final norm (GPT-J; PaLM, arXiv:2204.02311)."""
 
-    num_norms: ClassVar[int] = 1
+    @property
+    def norms(self) -> tuple[str, ...]:
+        return ("mixer",)
 
-    def __call__(self, x: jax.Array, mix: Sublayer, feed: Sublayer, norms: tuple[Sublayer, ...]) -> jax.Array:
-        h = norms[0](x)
+    def __call__(self, x: jax.Array, mix: Sublayer, feed: Sublayer, norms: Mapping[str, Sublayer]) -> jax.Array:
+        h = norms["mixer"](x)
         return x + mix(h) + feed(h)

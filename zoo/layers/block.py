@@ -52,9 +52,8 @@ class Block(nn.Module):
         self.after = [e.after_feed_forward(self.dims) for e in spec.encodings]
         if not spec.mixer.replaces_block:
             self.feed_forward = spec.feed_forward.module(self.dims, self.style)
-            self.norm_mixer = spec.norm.module(self.style.dtype)
-            if spec.arrangement.num_norms == 2:
-                self.norm_feed_forward = spec.norm.module(self.style.dtype)
+            for name in spec.arrangement.norms:
+                setattr(self, f"norm_{name}", spec.norm.module(self.style.dtype))
             self.dropout = Dropout(self.style.dropout)
 
     def __call__(
@@ -82,14 +81,11 @@ class Block(nn.Module):
         if self.spec.mixer.replaces_block:
             x = carried["y"] = mix(x)
         else:
-            norms = (self.norm_mixer,)
-            if self.spec.arrangement.num_norms == 2:
-                norms += (self.norm_feed_forward,)
             x = self.spec.arrangement(
                 x,
                 lambda h: self.dropout(mix(h), deterministic=not place.train),
                 lambda h: self.dropout(feed(h), deterministic=not place.train),
-                norms,
+                {name: getattr(self, f"norm_{name}") for name in self.spec.arrangement.norms},
             )
         side = carried["side"]
         for encoding, after in zip(self.spec.encodings, self.after, strict=True):
