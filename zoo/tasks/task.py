@@ -54,6 +54,14 @@ class Task(abc.ABC):
                 f"max_length={self.max_length} is longer than model.max_length={model_length}; lower the one or raise the other"
             )
 
+    def check_model(self, model: Any) -> None:
+        """Refuses a Transformer that cannot honour how this task's rows are made.
+
+        Raises:
+          UserError: begins with the field that is in the way.
+        """
+        return None
+
     @property
     def coefficients(self) -> dict[str, float]:
         """The factor of each of the module's losses; by default the one loss has the task's name and counts once."""
