@@ -37,6 +37,7 @@ class BlockSpec:
         """
         grouped = dims.num_kv_heads != dims.num_heads
         require_compatible(self.encodings, self.mixer, mask=mask, grouped_heads=grouped)
+        self.feed_forward.check(dims)
 
 
 class Block(nn.Module):
