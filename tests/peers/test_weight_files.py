@@ -57,7 +57,10 @@ def same(weights, tensors):
     for name, tensor in tensors.items():
         found = weights.read(name)
         assert str(tensor.dtype) == f"torch.{found.dtype.name}" and tuple(tensor.shape) == found.shape, name
-        assert tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() == found.tobytes(), name
+        assert (
+            tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy().tobytes()
+            == found.tobytes()
+        ), name
 
 
 def test_every_dtype_and_view_that_torch_saves(tmp_path):
