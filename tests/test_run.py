@@ -111,7 +111,7 @@ def test_the_folder_alone_gives_the_run_back(tmp_path):
 
 
 def test_what_is_no_run_gives_none_back(corpus, tmp_path):
-    with pytest.raises(UserError, match=r"is not a run folder: it has no config\.json"):
+    with pytest.raises(UserError, match=r"is neither a run folder nor .* it has no config\.json"):
         reassemble(tmp_path)
     save_run(assemble(config(corpus, "masked_lm"), tmp_path / "run"), tmp_path / "run")
     with pytest.raises(UserError, match="has no checkpoint yet"):
@@ -218,7 +218,7 @@ def test_a_named_vocabulary_must_be_that_of_the_run_that_is_started_from(corpus,
 
     # Chinese words change what whole-word masking hides, not what an id means.
     assert tried(same, True).tokenizer.vocabulary.size == tried(same, False).tokenizer.vocabulary.size
-    with pytest.raises(UserError, match=r"other.txt' gives other ids than .*, which init_from was trained with; leave"):
+    with pytest.raises(UserError, match=r"other.txt' gives other ids than .*, which its model was trained with; leave"):
         tried(other, False)
 
 
@@ -287,5 +287,5 @@ def test_a_run_that_has_begun_needs_what_it_began_from_no_longer(corpus, pretrai
     write_run(made, tmp_path / "run")
     shutil.rmtree(tmp_path / "before")
     assert reassemble(tmp_path / "run").config.init_from == str(tmp_path / "before")
-    with pytest.raises(UserError, match=r"is not a run folder: it has no config\.json"):
+    with pytest.raises(UserError, match=r"is neither a run folder nor .* it has no config\.json"):
         assemble(made, tmp_path / "another")

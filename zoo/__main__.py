@@ -13,6 +13,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("zoo.commands.list_parts", "every part by kind, with its arguments, and the presets"),
     "tokenizer": ("zoo.commands.tokenizer", "train a vocabulary on files; show one; encode text with it"),
     "prepare": ("zoo.commands.prepare", "write a TFDS data set, or one from your own files, for the source tfds"),
+    "convert": (
+        "zoo.commands.convert",
+        "a checkpoint of another library to a run folder of ours, or a run to a checkpoint",
+    ),
     "selfcheck": ("zoo.commands.selfcheck", "versions, devices, and every attention kernel against its plain twin"),
     "compare": ("zoo.commands.compare", "train small models with every position encoding, everything else equal"),
     "docs": ("zoo.commands.docs", "write the tables under docs/ that are made from the code"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,15 @@ from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokenizers import TRAINING, load_tokenizer
 from zoo.data.tokenizers import registry as tokenizers
 from zoo.errors import UserError, near
+from zoo.interop import starting_point
+from zoo.interop.load import HEAD_SETTINGS, is_checkpoint
 from zoo.layers.block import BlockSpec
 from zoo.models import Stage, Transformer, build
 from zoo.overrides import apply
 from zoo.registry import make, to_config
 from zoo.tasks import registry as tasks
 from zoo.tasks.task import Task
-from zoo.training.checkpoints import newest_extra, restore_numpy, steps_in
+from zoo.training.checkpoints import newest_extra, steps_in
 from zoo.training.settings import ProcessSettings, RunSettings
 from zoo.training.sharding import put_whole
 
@@ -168,12 +170,26 @@ def check_same_data(parts: Parts, workdir: Path) -> None:
 def _filled_in(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
     """`config` with what a run fills in taken from the saved one, where the config leaves it open."""
     tree, known = plain(config), plain(saved)
+    if known.get("init_from") == tree["init_from"] and _began_from_checkpoint(tree["init_from"]):
+        _keep_model(tree, saved)
     for name in ("vocab_size", "dtype"):
         if tree["model"].get(name) is None:
             tree["model"][name] = known["model"].get(name)
     if not tree["task"].get("labels", True):
         tree["task"]["labels"] = known["task"].get("labels", ())
     return ConfigDict(tree)
+
+
+def _began_from_checkpoint(init_from: str | None) -> bool:
+    """Whether a run took its model from where it began. A checkpoint that is gone by now counts: a run would be found in its config."""
+    return init_from is not None and (not (Path(init_from) / CONFIG).exists() or is_checkpoint(init_from))
+
+
+def _keep_model(tree: dict[str, Any], saved: ConfigDict) -> None:
+    """Makes the model of a config that of the run it goes on with, which began from a checkpoint."""
+    known = plain(saved)
+    head = {key: known["task"][key] for key in HEAD_SETTINGS if key in known["task"] and key in tree["task"]}
+    starting_point.take_over(tree, known, head, str(tree["init_from"]))
 
 
 def assemble(config: ConfigDict, workdir: Path) -> Parts:
@@ -184,12 +200,17 @@ def assemble(config: ConfigDict, workdir: Path) -> Parts:
     """
     tree = plain(config)
     task = tasks.build(tree["task"])
-    longest = tree["model"]["max_length"]
-    _check_every(tree, task, lambda its: its.check_fits(longest))
     # A run that has begun needs what it began from no longer.
     start_from = None if steps_in(workdir / CHECKPOINTS) else tree["init_from"]
-    if start_from is not None and not (Path(start_from) / CONFIG).exists():
-        raise UserError(f"init_from={start_from!r} is not a run folder: it has no {CONFIG}")
+    if start_from is not None:
+        starting_point.check(start_from)
+        if is_checkpoint(start_from):
+            starting_point.adopt(tree, start_from)
+            task = tasks.build(tree["task"])
+    elif _began_from_checkpoint(tree["init_from"]):
+        _keep_model(tree, load_saved(workdir / CONFIG))
+        task = tasks.build(tree["task"])
+    _check_lengths(tree, task)
     source = sources.build(tree["data"])
     if getattr(source, "cache", True) is None:
         source = source.with_cache(workdir / DATA)
@@ -207,7 +228,6 @@ def assemble(config: ConfigDict, workdir: Path) -> Parts:
         )
     tree["task"] = to_config(task)
     model = build(tree)
-    _check_every(tree, task, lambda its: its.check_model(model))
     return Parts(ConfigDict(tree).lock(), source, tokenizer, task, model, task.module(model))
 
 
@@ -225,11 +245,11 @@ def _without_kernels(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     return tuple(dataclasses.replace(stage, pattern=tuple(map(unfused, stage.pattern))) for stage in stages)
 
 
-def _check_every(tree: Mapping[str, Any], task: Task, check: Callable[[Task], None]) -> None:
-    """Calls `check` of the task and of the task as every stage changes it.
+def _check_lengths(tree: Mapping[str, Any], task: Task) -> None:
+    """Refuses rows longer than the model can take, in the task and in every stage, before any data is prepared.
 
     Raises:
-      UserError: what `check` raises, and of which; or what is wrong with a stage's values of the task.
+      UserError: says which is too long, or what is wrong with a stage's values of the task.
     """
     rows = {"task": task}
     settings = make(RunSettings, tree["train"], "train")
@@ -238,9 +258,10 @@ def _check_every(tree: Mapping[str, Any], task: Task, check: Callable[[Task], No
             rows[f"train.stages[{number}].task"] = _with_values(task, stage.task)
         except UserError as error:
             raise UserError(f"train.stages[{number}]: {error}") from error
+    longest = tree["model"]["max_length"]
     for where, its in rows.items():
         try:
-            check(its)
+            its.check_fits(longest)
         except UserError as error:
             raise UserError(f"{where}.{error}") from error
 
@@ -287,19 +308,22 @@ def _tokenizer(config: Mapping[str, Any], source: Any, workdir: Path) -> Tokeniz
     # What was learnt by a start that was broken off may be replaced: nothing was trained with it.
     replaceable = not kept.exists() or (kept / TRAINING).exists()
     named = config["tokenizer"].get("path") is not None
-    if config["init_from"] is not None and not named:
-        tokenizer = load_tokenizer(Path(config["init_from"]) / TOKENIZER)
+    theirs = None if config["init_from"] is None else starting_point.tokenizer_of(config["init_from"])
+    if theirs is None and config["init_from"] is not None and not named:
+        raise UserError(
+            f"init_from={config['init_from']!r} has no tokenizer: give tokenizer.path, a vocab.txt or tokenizer.json"
+        )
+    if theirs is not None and not named:
+        tokenizer = theirs
     elif named or replaceable:
         tokenizer = tokenizers.build(config["tokenizer"]).tokenizer(source, kept)
     else:
         raise UserError(f"{kept} is not a tokenizer that this run learnt; move it away, or choose another --workdir")
-    if config["init_from"] is not None and named:
-        theirs = Path(config["init_from"]) / TOKENIZER
-        if not tokenizer.gives_the_ids_of(load_tokenizer(theirs)):
-            raise UserError(
-                f"tokenizer.path={config['tokenizer']['path']!r} gives other ids than {theirs}, which init_from was trained "
-                "with; leave tokenizer.path None to take that one"
-            )
+    if theirs is not None and not tokenizer.gives_the_ids_of(theirs):
+        raise UserError(
+            f"tokenizer.path={config['tokenizer']['path']!r} gives other ids than the tokenizer of "
+            f"init_from={config['init_from']!r}, which its model was trained with; leave tokenizer.path None to take that one"
+        )
     if not replaceable and load_tokenizer(kept).fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"{kept} holds another tokenizer than the config names; move it away, or choose another --workdir"
@@ -335,7 +359,7 @@ def load_parameters(path: str, fresh: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: no run there, or parameters that are missing, too many, or of another shape (all are listed).
     """
-    saved = flatten_dict(restore_numpy(Path(path) / CHECKPOINTS, part="params").state["params"], sep="/")
+    saved = starting_point.parameters_of(path)
     wanted = flatten_dict(dict(fresh), sep="/")
     optional = ("model/pooler/", "heads/")
     problems = [f"{n} is not in the run" for n in wanted if n not in saved and not n.startswith(optional)]

@@ -214,7 +214,10 @@ def test_initialising_from_what_is_no_run_or_another_model(launcher, unbroken, r
 
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert_says(tried(f"--config.init_from={empty}"), f"init_from='{empty}' is not a run folder: it has no config.json")
+    assert_says(
+        tried(f"--config.init_from={empty}"),
+        f"init_from='{empty}' is neither a run folder nor a checkpoint's directory: it has no config.json",
+    )
     wider = tried(f"--config.init_from={unbroken}", "--config.model.model_dim=32")
     assert_says(wider, f"init_from='{unbroken}' holds another model", "(16,) in the run, (32,) in the model")
     shutil.copy(unbroken / CONFIG, empty)

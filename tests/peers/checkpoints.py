@@ -1,0 +1,128 @@
+"""Models of the source library with random weights, what they compute, and the directories they save: one table for all.
+
+Used by the comparison (`test_checkpoints.py`) and by the script that writes the golden files (`make_checkpoint_goldens.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+
+VOCABULARY = 41
+REAL_TOKENS = (13, 9, 6)
+LENGTH = 13
+
+
+@dataclass(frozen=True)
+class Case:
+    """A class of the source library and the sizes to make it in.
+
+    Attributes:
+      model: its name there.
+      config: the name of its config's class.
+      sizes: the fields of the config.
+      types: token types to draw; 0 gives none to the model.
+    """
+
+    model: str
+    config: str
+    sizes: Mapping[str, Any] = field(hash=False)
+    types: int = 2
+
+
+SMALL = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=24,
+    max_position_embeddings=20,
+)
+OTHER = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=3,
+    intermediate_size=40,
+    max_position_embeddings=17,
+    layer_norm_eps=0.01,
+    hidden_act="gelu_new",
+)
+LABELS = {"id2label": {0: "no", 1: "maybe", 2: "yes"}, "label2id": {"no": 0, "maybe": 1, "yes": 2}}
+
+CASES: dict[str, Case] = {
+    "bert": Case("BertForPreTraining", "BertConfig", SMALL),
+    "bert, other": Case("BertForMaskedLM", "BertConfig", OTHER | {"type_vocab_size": 3}, types=3),
+    "bert, encoder": Case("BertModel", "BertConfig", SMALL),
+    "bert, classes": Case("BertForSequenceClassification", "BertConfig", SMALL | LABELS),
+    "bert, tags": Case("BertForTokenClassification", "BertConfig", SMALL | LABELS),
+    "bert, answers": Case("BertForQuestionAnswering", "BertConfig", SMALL),
+}
+
+
+class Made(NamedTuple):
+    """A model, its inputs, and its outputs by our names: hidden, pooled, logits, sentence_logits, those it has."""
+
+    model: Any
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+
+def make(case: Case, seed: int = 0) -> Made:
+    """The model of a case with random weights, run on padded rows."""
+    rng = np.random.default_rng(seed)
+    config = getattr(transformers, case.config)(attn_implementation="eager", **_without_dropout(case), **case.sizes)
+    model = getattr(transformers, case.model)(config).eval()
+    perturb(model, rng)
+    inputs = draw_inputs(rng, case.types)
+    return Made(model, inputs, {name: tensor.detach().numpy() for name, tensor in run(model, inputs).items()})
+
+
+def _without_dropout(case: Case) -> dict[str, float]:
+    known = vars(getattr(transformers, case.config)())
+    return {name: 0.0 for name in known if "dropout" in name and isinstance(known[name], float | int)}
+
+
+def perturb(model: torch.nn.Module, rng: np.random.Generator) -> None:
+    """Weights at random, none at its usual start: norms' scales around 1, biases not zero, kernels that keep the size of their input."""
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            values = rng.standard_normal(tuple(parameter.shape))
+            if parameter.ndim == 1:
+                values = 1 + 0.2 * values if name.endswith("weight") else 0.2 * values
+            else:
+                values *= 1.2 / np.sqrt(np.prod(parameter.shape[1:]))
+            parameter.copy_(torch.tensor(values, dtype=torch.float32))
+
+
+def draw_inputs(rng: np.random.Generator, types: int) -> dict[str, np.ndarray]:
+    """Rows of odd lengths, padded on the right, of segments of every type."""
+    real = (np.arange(LENGTH) < np.array(REAL_TOKENS)[:, None]).astype(np.int64)
+    ids = rng.integers(5, VOCABULARY, real.shape)
+    inputs = {"input_ids": ids * real + (1 - real), "attention_mask": real}
+    if types:
+        inputs["token_type_ids"] = np.sort(rng.integers(0, types, real.shape), axis=1) * real
+    return inputs
+
+
+def run(model: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """What the model computes, by our names."""
+    out = model(**{name: torch.tensor(array) for name, array in inputs.items()}, output_hidden_states=True)
+    found = {"hidden": out.hidden_states[-1] if "last_hidden_state" not in out else out.last_hidden_state}
+    for ours, theirs in (
+        ("pooled", "pooler_output"),
+        ("logits", "logits"),
+        ("logits", "prediction_logits"),
+        ("sentence_logits", "seq_relationship_logits"),
+        ("sentence_logits", "sop_logits"),
+    ):
+        if theirs in out and out[theirs] is not None:
+            found[ours] = out[theirs]
+    if "start_logits" in out:
+        found["logits"] = torch.stack([out.start_logits, out.end_logits], dim=-1)
+    return found

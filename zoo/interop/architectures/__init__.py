@@ -1,0 +1,22 @@
+"""The families of checkpoints, by what config.json calls them."""
+
+from __future__ import annotations
+
+from zoo.errors import UserError, near
+from zoo.interop.architecture import Architecture
+from zoo.interop.architectures.bert import BERT, NEZHA
+
+ARCHITECTURES: dict[str, Architecture] = {family.model_type: family for family in (BERT, NEZHA)}
+
+
+def architecture(model_type: str, where: str) -> Architecture:
+    """The family called `model_type`.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    if model_type not in ARCHITECTURES:
+        raise UserError(
+            f"{where}: model_type {model_type!r} is no architecture of this zoo; {near(model_type, ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[model_type]

@@ -1,0 +1,158 @@
+"""BERT (Devlin et al. 2018, arXiv:1810.04805) and what is computed like it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from zoo.interop.architecture import Architecture, HeadMap
+from zoo.interop.key_map import KERNEL, Rule, dense, norm
+from zoo.interop.settings import Setting, must_be
+
+# Their name of an activation → our feed-forward, the first that fits being written.
+ACTIVATIONS = {
+    "gelu": {"name": "gelu", "approximate": False},
+    "gelu_new": {"name": "gelu", "approximate": True},
+    "gelu_pytorch_tanh": {"name": "gelu", "approximate": True},
+    "gelu_fast": {"name": "gelu", "approximate": True},
+    "relu": {"name": "relu"},
+    "silu": {"name": "silu"},
+    "swish": {"name": "silu"},
+}
+TEMPLATE = {
+    "model": {"arrangement": "post_norm", "pooler": False},
+    "encoding": {"name": "learned"},
+    "mixer": {"name": "softmax"},
+    "norm": {"name": "layernorm"},
+}
+SETTINGS = (
+    Setting("vocab_size", "model.vocab_size", 30522),
+    Setting("hidden_size", "model.model_dim", 768),
+    Setting("num_hidden_layers", "model.num_layers", 12),
+    Setting("num_attention_heads", "model.num_heads", 12),
+    Setting("hidden_act", "feed_forward", "gelu", ACTIVATIONS),
+    Setting("intermediate_size", "feed_forward.width", 3072),
+    Setting("hidden_dropout_prob", "model.dropout", 0.1),
+    Setting("attention_probs_dropout_prob", "model.attention_dropout", 0.1),
+    Setting("max_position_embeddings", "model.max_length", 512),
+    Setting("type_vocab_size", "model.token_types", 2),
+    Setting("initializer_range", "model.stddev", 0.02),
+    Setting("layer_norm_eps", "norm.epsilon", 1e-12),
+)
+ENCODER_ONLY = (must_be("is_decoder", False), must_be("add_cross_attention", False))
+ABSOLUTE = must_be("position_embedding_type", "absolute")
+
+EMBEDDINGS = (
+    Rule("embeddings.word_embeddings.weight", "model/embeddings/token/embedding"),
+    Rule("embeddings.token_type_embeddings.weight", "model/embeddings/token_type/embedding"),
+    *norm("embeddings.LayerNorm", "model/embeddings/norm"),
+)
+POSITIONS = (Rule("embeddings.position_embeddings.weight", "model/encodings/0/embedding/table"),)
+LAYER = "encoder.layer.{layer}."
+ATTENTION = (
+    *dense(LAYER + "attention.self.query", "{block}/mixer/query"),
+    *dense(LAYER + "attention.self.key", "{block}/mixer/key"),
+    *dense(LAYER + "attention.self.value", "{block}/mixer/value"),
+)
+AROUND_ATTENTION = (
+    *dense(LAYER + "attention.output.dense", "{block}/mixer/output"),
+    *norm(LAYER + "attention.output.LayerNorm", "{block}/norm_mixer"),
+    *dense(LAYER + "intermediate.dense", "{block}/feed_forward/up"),
+    *dense(LAYER + "output.dense", "{block}/feed_forward/down"),
+    *norm(LAYER + "output.LayerNorm", "{block}/norm_feed_forward"),
+)
+POOLER = dense("pooler.dense", "model/pooler")
+
+
+def masked_lm(dense_: str, norm_: str, bias: str) -> tuple[Rule, ...]:
+    """The rules of a masked-LM head with these names."""
+    return (
+        *dense(dense_, "heads/masked_lm/dense"),
+        *norm(norm_, "heads/masked_lm/norm"),
+        Rule(bias, "heads/masked_lm/bias"),
+    )
+
+
+def linear(theirs: str, head: str) -> tuple[Rule, ...]:
+    """The rules of a head that is one projection."""
+    return (
+        Rule(f"{theirs}.weight", f"heads/{head}/output/kernel", KERNEL),
+        Rule(f"{theirs}.bias", f"heads/{head}/output/bias"),
+    )
+
+
+def activation(tree: Mapping[str, Any]) -> str:
+    """The name of the activation of a model's feed-forwards."""
+    return "gelu_tanh" if tree["feed_forward"].get("approximate") else tree["feed_forward"]["name"]
+
+
+def masked_lm_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The masked-LM head of BERT has the activation of its feed-forwards and the epsilon of its norms."""
+    return {"activation": activation(tree), "norm_epsilon": tree["norm"]["epsilon"]}
+
+
+MASKED_LM = HeadMap(
+    "masked_lm",
+    masked_lm("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
+    masked_lm_settings,
+)
+CLASSIFICATION = HeadMap("classification", linear("classifier", "classification"))
+TOKEN_TAGGING = HeadMap("token_tagging", linear("classifier", "token_tagging"))
+QUESTION_ANSWERING = HeadMap("question_answering", linear("qa_outputs", "question_answering"))
+HEADS = (
+    MASKED_LM,
+    HeadMap("nsp", linear("cls.seq_relationship", "nsp")),
+    CLASSIFICATION,
+    TOKEN_TAGGING,
+    QUESTION_ANSWERING,
+)
+
+
+def tied(prefix: str) -> dict[str, str]:
+    """The output table of the masked-LM head is the token table, and its bias has two names."""
+    return {
+        "cls.predictions.decoder.weight": f"{prefix}embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+
+
+IGNORED = (r".*embeddings\.position_ids", r".*embeddings\.token_type_ids")
+
+
+def classes(family: str, *, pretraining: tuple[str, ...] | None = ("masked_lm", "nsp")) -> dict[str, tuple[str, ...]]:
+    """The classes of the source library and the heads of each, named after `family`."""
+    return {
+        f"{family}Model": (),
+        **({} if pretraining is None else {f"{family}ForPreTraining": pretraining}),
+        f"{family}ForMaskedLM": ("masked_lm",),
+        f"{family}ForSequenceClassification": ("classification",),
+        f"{family}ForTokenClassification": ("token_tagging",),
+        f"{family}ForQuestionAnswering": ("question_answering",),
+    }
+
+
+BERT = Architecture(
+    model_type="bert",
+    prefix="bert.",
+    template=TEMPLATE,
+    settings=(*SETTINGS, ABSOLUTE, *ENCODER_ONLY),
+    rules=lambda tree: EMBEDDINGS + POSITIONS + ATTENTION + AROUND_ATTENTION,
+    pooler=POOLER,
+    classes={**classes("Bert"), "BertForNextSentencePrediction": ("nsp",)},
+    heads=HEADS,
+    tied=tied("bert."),
+    ignored=IGNORED,
+)
+
+NEZHA = Architecture(
+    model_type="nezha",
+    prefix="nezha.",
+    template={**TEMPLATE, "encoding": {"name": "nezha"}},
+    settings=(*SETTINGS, Setting("max_relative_position", "encoding.limit", 64), *ENCODER_ONLY),
+    rules=lambda tree: EMBEDDINGS + ATTENTION + AROUND_ATTENTION,
+    pooler=POOLER,
+    classes={**classes("Nezha"), "NezhaForNextSentencePrediction": ("nsp",)},
+    heads=HEADS,
+    tied=tied("nezha."),
+    ignored=(*IGNORED, r".*relative_positions_encoding\.positions_encoding"),
+)

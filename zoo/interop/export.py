@@ -1,0 +1,103 @@
+"""`export`: a run of ours, or a checkpoint that was loaded, as a directory that the source library loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.config import difference, plain
+from zoo.errors import UserError, near, writing
+from zoo.interop import parameters
+from zoo.interop.architecture import Architecture
+from zoo.interop.architectures import ARCHITECTURES, architecture
+from zoo.interop.load import CONFIG, load_pretrained
+from zoo.interop.pretrained import Pretrained
+from zoo.interop.weights import write_weights
+
+# Entries that say how a model is computed and trained, and of which a config.json says nothing.
+_NEUTRAL = ("model.dtype", "model.remat", "model.unroll", "model.pooler", "mixer.implementation")
+
+
+def export(
+    run: str | os.PathLike[str] | Pretrained, path: str | os.PathLike[str], *, model_type: str | None = None
+) -> Path:
+    """Writes config.json, model.safetensors and the tokenizer's files into the new directory `path`, all or nothing.
+
+    Args:
+      run: a workdir of train.py, or what `load_pretrained` returned.
+      path: a directory that is not there yet, or empty.
+      model_type: the architecture to write; None = the one it was loaded as, or else the first that has this model.
+
+    Raises:
+      UserError: no architecture has this model (says what differs from the nearest), or `path` is taken.
+    """
+    pretrained = run if isinstance(run, Pretrained) else load_pretrained(run)
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is there already; name a new directory")
+    tree = plain(pretrained.config)
+    family, settings = _written_as(tree, model_type or pretrained.architecture)
+    names = [head.name for head in pretrained.heads]
+    class_name = family.class_of(names)
+    if class_name is None:
+        raise UserError(
+            f"{family.model_type} has no class with the heads {' and '.join(names)}; its classes are {', '.join(family.classes)}"
+        )
+    shapes = pretrained.parameter_shapes()
+    mapped = parameters.written_out(family, tree, names, pretrained.model.stages, shapes)
+    tensors = dict(parameters.store(pretrained.params, family, mapped))
+    if not names:
+        tensors = {name.removeprefix(family.prefix): tensor for name, tensor in tensors.items()}
+    described = {"architectures": [class_name], "model_type": family.model_type, "dtype": "float32", **settings}
+    if pretrained.labels:
+        described["id2label"] = {str(number): label for number, label in enumerate(pretrained.labels)}
+        described["label2id"] = {label: number for number, label in enumerate(pretrained.labels)}
+    if pretrained.tokenizer is not None:
+        described["pad_token_id"] = pretrained.tokenizer.vocabulary.pad
+    _write(path, described, tensors, pretrained)
+    return path
+
+
+def _written_as(tree: Mapping[str, Any], model_type: str | None) -> tuple[Architecture, dict[str, Any]]:
+    """The architecture that has this model, and its settings."""
+    families = ARCHITECTURES.values() if model_type is None else [architecture(model_type, "export")]
+    fewest: tuple[int, str, list[str]] | None = None
+    for family in families:
+        settings = family.write(tree)
+        if settings is None:
+            continue
+        lines = difference(tree, family.read(settings, "export"), names=("here", family.model_type))
+        lines = [line for line in lines if not line.startswith(_NEUTRAL)]
+        if not lines:
+            return family, settings
+        if fewest is None or len(lines) < fewest[0]:
+            fewest = (len(lines), family.model_type, lines)
+    if fewest is None:
+        raise UserError(
+            f"no architecture of the source library has this model: encoding {tree['encoding']!r}, feed_forward "
+            f"{tree['feed_forward']!r}; {near(str(model_type), ARCHITECTURES)}"
+        )
+    raise UserError(
+        f"no architecture of the source library has this model; {fewest[1]} is nearest:\n  " + "\n  ".join(fewest[2])
+    )
+
+
+def _write(path: Path, described: Mapping[str, Any], tensors: Mapping[str, Any], pretrained: Pretrained) -> None:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
+            whole = Path(temporary) / "whole"
+            if pretrained.tokenizer is None:
+                whole.mkdir()
+            else:
+                pretrained.tokenizer.save(whole)
+            (whole / CONFIG).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_weights(whole, tensors)
+            if path.exists():
+                path.rmdir()
+            shutil.move(whole, path)

@@ -1,0 +1,182 @@
+"""Tensors of a checkpoint to parameters and back, by the rules of its architecture; everything must find its place."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from zoo.errors import UserError
+from zoo.interop.architecture import Architecture
+from zoo.interop.key_map import Entry, Rule, entries
+from zoo.models import Stage
+
+# Names that the exporters of the first TensorFlow checkpoints gave to a norm's parameters.
+_OLD_NAMES = (
+    (re.compile(r"(LayerNorm|layer_norm|layernorm)\.gamma$"), r"\1.weight"),
+    (re.compile(r"(LayerNorm|layer_norm|layernorm)\.beta$"), r"\1.bias"),
+)
+
+
+class Tensors(Protocol):
+    """What is read of a file of weights."""
+
+    def names(self) -> tuple[str, ...]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def read(self, name: str) -> np.ndarray: ...
+
+
+class NamedTensors:
+    """The tensors of a file under the names that the rules use: with the encoder's prefix, and norms' parameters by their new names."""
+
+    def __init__(self, tensors: Tensors, architecture: Architecture, heads: bool):
+        self._tensors = tensors
+        names = tensors.names()
+        prefixed = any(name.startswith(architecture.prefix) for name in names)
+        self._stored = {_new_name(name if prefixed or heads else architecture.prefix + name): name for name in names}
+        if len(self._stored) < len(names):
+            raise UserError(
+                "two tensors of the checkpoint have one name once old names of norms are read as the new ones"
+            )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors.shape(self._stored[name])
+
+    def read(self, name: str) -> np.ndarray:
+        return self._tensors.read(self._stored[name])
+
+
+def _new_name(name: str) -> str:
+    for old, new in _OLD_NAMES:
+        name = old.sub(new, name)
+    return name
+
+
+def written_out(
+    architecture: Architecture,
+    tree: Mapping[str, Any],
+    heads: Sequence[str],
+    stages: Sequence[Stage],
+    wanted: Iterable[str],
+) -> list[Entry]:
+    """Every tensor that fills a parameter of `wanted`, with the encoder's prefix."""
+    wanted = set(wanted)
+    encoder = [*architecture.rules(tree), *architecture.pooler]
+    rules = [Rule(architecture.prefix + rule.theirs, *rule[1:]) for rule in encoder]
+    # A head may bring the pooler under a name of its own.
+    own = [rule for head in heads for rule in architecture.head(head).rules]
+    found: dict[tuple[str, ...], Entry] = {}
+    for entry in entries([*rules, *own], stages):
+        places = [(place.path, place.layer) for place in entry.ours]
+        if all(path in wanted for path, _ in places):
+            found[tuple(map(str, places))] = entry
+    return list(found.values())
+
+
+def load(
+    tensors: NamedTensors,
+    architecture: Architecture,
+    mapped: Sequence[Entry],
+    shapes: Mapping[str, tuple[int, ...]],
+    where: str,
+    *,
+    only_encoder: bool = False,
+    track: Any = iter,
+) -> dict[str, Any]:
+    """Our parameter tree, float32.
+
+    Raises:
+      UserError: tensors that are missing, of the wrong shape, without a place of ours, or repeated with other values; all are
+        listed, with names nearby.
+    """
+    _check(tensors, architecture, mapped, shapes, where, only_encoder)
+    ours: dict[str, np.ndarray] = {}
+    for entry in track(mapped):
+        for place, array in zip(entry.ours, entry.form.ours(tensors.read(entry.theirs)), strict=True):
+            if place.path not in ours:
+                ours[place.path] = np.empty(shapes[place.path], np.float32)
+            target = ours[place.path] if place.layer is None else ours[place.path][place.layer]
+            target[...] = array
+    unfilled = sorted(shapes.keys() - ours.keys())
+    assert not unfilled, f"{architecture.model_type} has no rule for {unfilled}"
+    _check_tied(tensors, architecture, where)
+    return unflatten_dict(ours, sep="/")
+
+
+def store(
+    params: Mapping[str, Any], architecture: Architecture, mapped: Sequence[Entry]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, tensor) of a checkpoint that `load` makes these parameters of; a tied tensor is left out, as its source library does."""
+    ours = flatten_dict(dict(params), sep="/")
+    left = set(ours)
+    for entry in mapped:
+        arrays = [
+            np.asarray(ours[p.path] if p.layer is None else ours[p.path][p.layer], np.float32) for p in entry.ours
+        ]
+        left -= {place.path for place in entry.ours}
+        yield entry.theirs, np.ascontiguousarray(entry.form.theirs(arrays))
+    assert not left, f"{architecture.model_type} has no rule for {sorted(left)}"
+
+
+def _check(
+    tensors: NamedTensors,
+    architecture: Architecture,
+    mapped: Sequence[Entry],
+    shapes: Mapping[str, tuple[int, ...]],
+    where: str,
+    only_encoder: bool,
+) -> None:
+    needed = {entry.theirs for entry in mapped}
+    passed = [re.compile(pattern) for pattern in architecture.ignored]
+    over = [
+        name
+        for name in tensors.names()
+        if name not in needed and name not in architecture.tied and not any(p.fullmatch(name) for p in passed)
+    ]
+    if only_encoder:
+        over = [name for name in over if name.startswith(architecture.prefix) and not _is_pooler(name, architecture)]
+    problems = []
+    for entry in mapped:
+        if entry.theirs not in tensors:
+            close = difflib.get_close_matches(entry.theirs, over, n=1, cutoff=0.8)
+            problems.append(f"{entry.theirs} is missing" + (f"; is it {close[0]}?" if close else ""))
+            continue
+        problem = _shape_problem(entry, tensors.shape(entry.theirs), shapes)
+        if problem:
+            problems.append(problem)
+    problems += [f"{name} {list(tensors.shape(name))} has no place in this architecture" for name in over]
+    if problems:
+        raise UserError(
+            f"{where}: the weights are not those that config.json describes ({architecture.model_type}):\n  "
+            + "\n  ".join(sorted(problems))
+        )
+
+
+def _shape_problem(entry: Entry, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Why a tensor of this shape does not fill its places; found with arrays that hold nothing."""
+    wanted = [shapes[p.path] if p.layer is None else shapes[p.path][1:] for p in entry.ours]
+    expected = entry.form.theirs([np.broadcast_to(np.float32(0), its) for its in wanted]).shape
+    return None if expected == shape else f"{entry.theirs} is {list(shape)}, config.json describes {list(expected)}"
+
+
+def _check_tied(tensors: NamedTensors, architecture: Architecture, where: str) -> None:
+    for repeat, source in architecture.tied.items():
+        if repeat in tensors and source in tensors and not np.array_equal(tensors.read(repeat), tensors.read(source)):
+            raise UserError(
+                f"{where}: {repeat} differs from {source}, which config.json says it repeats; for an output table of its own it "
+                "must say tie_word_embeddings=false"
+            )
+
+
+def _is_pooler(name: str, architecture: Architecture) -> bool:
+    return any(name == architecture.prefix + rule.theirs for rule in architecture.pooler)
