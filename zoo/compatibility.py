@@ -93,13 +93,17 @@ def _direction(parts: tuple[Encoding, ...], mixer: Mixer, mask: AttentionMask | 
         return Compatibility(False, f"{who}{names} is defined for keys at or before the query only; use a causal mask")
     missing = _missing_mask_parts(mixer, mask)
     if missing:
-        return Compatibility(False, f"{who}the mixer does not honour the mask's {', '.join(missing)}")
+        return Compatibility(False, f"{who}the mixer does not honour the mask's {missing}")
     return Compatibility(True)
 
 
-def _missing_mask_parts(mixer: Mixer, mask: AttentionMask) -> list[str]:
+def _missing_mask_parts(mixer: Mixer, mask: AttentionMask) -> str:
+    """The parts of `mask` that `mixer` does not honour, with its own reasons; empty where it honours all."""
+    facts = mixer.facts()
     used = {name for name, value in vars(mask).items() if value is not None and value is not False}
-    return sorted(used - mixer.facts().mask_parts)
+    missing = sorted(used - facts.mask_parts)
+    reasons = dict.fromkeys(facts.refuses[name] for name in missing if name in facts.refuses)
+    return ": ".join(filter(None, (", ".join(missing), "; ".join(reasons))))
 
 
 def require_mask(mixer: Mixer, mask: AttentionMask) -> None:
@@ -110,7 +114,7 @@ def require_mask(mixer: Mixer, mask: AttentionMask) -> None:
     """
     missing = _missing_mask_parts(mixer, mask)
     if missing:
-        raise UserError(f"mixer {mixer.name!r} does not honour the mask's {', '.join(missing)}")
+        raise UserError(f"mixer {mixer.name!r} does not honour the mask's {missing}")
 
 
 def require_compatible(

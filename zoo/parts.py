@@ -21,6 +21,7 @@ REGISTRIES: dict[str, tuple[str, str]] = {
     "feed_forward": ("zoo.layers.feed_forward", "registry"),
     "norm": ("zoo.layers.norms", "registry"),
     "arrangement": ("zoo.layers.arrangements", "registry"),
+    "convolution": ("zoo.layers.convolution", "registry"),
     "task": ("zoo.tasks", "registry"),
     "positions": ("zoo.data.positions", "registry"),
     "data": ("zoo.data", "registry"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,7 +210,8 @@ def assemble(config: ConfigDict, workdir: Path) -> Parts:
     elif _began_from_checkpoint(tree["init_from"]):
         _keep_model(tree, load_saved(workdir / CONFIG))
         task = tasks.build(tree["task"])
-    _check_lengths(tree, task)
+    longest = tree["model"]["max_length"]
+    _check_every(tree, task, lambda its: its.check_fits(longest))
     source = sources.build(tree["data"])
     if getattr(source, "cache", True) is None:
         source = source.with_cache(workdir / DATA)
@@ -228,6 +229,7 @@ def assemble(config: ConfigDict, workdir: Path) -> Parts:
         )
     tree["task"] = to_config(task)
     model = build(tree)
+    _check_every(tree, task, lambda its: its.check_model(model))
     return Parts(ConfigDict(tree).lock(), source, tokenizer, task, model, task.module(model))
 
 
@@ -245,11 +247,11 @@ def _without_kernels(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     return tuple(dataclasses.replace(stage, pattern=tuple(map(unfused, stage.pattern))) for stage in stages)
 
 
-def _check_lengths(tree: Mapping[str, Any], task: Task) -> None:
-    """Refuses rows longer than the model can take, in the task and in every stage, before any data is prepared.
+def _check_every(tree: Mapping[str, Any], task: Task, check: Callable[[Task], None]) -> None:
+    """Calls `check` of the task and of the task as every stage changes it.
 
     Raises:
-      UserError: says which is too long, or what is wrong with a stage's values of the task.
+      UserError: what `check` raises, and of which; or what is wrong with a stage's values of the task.
     """
     rows = {"task": task}
     settings = make(RunSettings, tree["train"], "train")
@@ -258,10 +260,9 @@ def _check_lengths(tree: Mapping[str, Any], task: Task) -> None:
             rows[f"train.stages[{number}].task"] = _with_values(task, stage.task)
         except UserError as error:
             raise UserError(f"train.stages[{number}]: {error}") from error
-    longest = tree["model"]["max_length"]
     for where, its in rows.items():
         try:
-            its.check_fits(longest)
+            check(its)
         except UserError as error:
             raise UserError(f"{where}.{error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 MARK, NONE, TRUE, FALSE, EMPTY_TUPLE, EMPTY_DICT, EMPTY_LIST = b"(", b"N", b"\x88", b"\x89", b")", b"}", b"]"
 REDUCE, PERSISTENT, BUILD = b"R", b"Q", b"b"
@@ -70,7 +71,9 @@ def program(body: bytes) -> bytes:
     return b"\x80\x02" + body + b"."
 
 
-def write(path: Path, pickled: bytes, storages: dict[str, bytes], *, folder: str = "archive", **more: bytes) -> None:
+def write(
+    path: Path | BinaryIO, pickled: bytes, storages: dict[str, bytes], *, folder: str = "archive", **more: bytes
+) -> None:
     """`more`: further members, or others in place of byteorder and version."""
     members = {
         "data.pkl": pickled,

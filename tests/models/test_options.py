@@ -13,7 +13,10 @@ from zoo.errors import UserError
 from zoo.models import build
 from zoo.models.parameters import parameter_shapes
 
-IDS = np.random.default_rng(0).integers(0, 29, (2, 6))
+ONE, TWO = np.split(np.random.default_rng(0).integers(0, 29, 7), [4])
+# Two documents in one row, and each alone with rubbish in the padding.
+IDS = np.stack([[*ONE, *TWO], [*ONE, 3, 4, 5], [*TWO, 6, 7, 8, 9]])
+SEGMENTS = np.array([[1, 1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0]])
 # Every option at a value that is not its default. As in ModernBERT the first block's mixer takes the stream as it is.
 CONFIG = {
     "model": {
@@ -21,6 +24,7 @@ CONFIG = {
         "model_dim": 8,
         "num_heads": 2,
         "num_layers": 3,
+        "max_length": 7,
         "embedding_projection": True,
         "pooler_activation": "gelu",
         "pooler_norm": True,
@@ -28,7 +32,14 @@ CONFIG = {
         "arrangement": "pre_norm",
         "stddev": 0.5,
         "stages": (
-            {"pattern": ({"arrangement": {"name": "pre_norm", "mixer_norm": False}},)},
+            {
+                "pattern": (
+                    {
+                        "arrangement": {"name": "pre_norm", "mixer_norm": False},
+                        "convolution": {"name": "convolution", "groups": 2, "activation": "relu"},
+                    },
+                )
+            },
             {
                 "pattern": (
                     {
@@ -64,10 +75,14 @@ def rms_norm(x):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
 
 
+def relu(x):
+    return np.maximum(0, x)
+
+
 def attend(p, x):
-    q, k, v = (dense(p[name], x).reshape(*x.shape[:2], 2, 4) for name in ("query", "key", "value"))
-    weights = np.exp(np.einsum("btnh,bsnh->bnts", q, k) / 2)
-    out = np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), v)
+    q, k, v = (dense(p[name], x).reshape(-1, 2, 4) for name in ("query", "key", "value"))
+    weights = np.exp(np.einsum("tnh,snh->nts", q, k) / 2)
+    out = np.einsum("nts,snh->tnh", weights / weights.sum(-1, keepdims=True), v)
     return dense(p["output"], out.reshape(x.shape))
 
 
@@ -75,39 +90,70 @@ def gated(p, x, activation):
     return dense(p["down"], activation(dense(p["gate"], x)) * dense(p["up"], x))
 
 
-def test_all_options_at_once_against_numpy():
-    model = build(CONFIG)
-    rng = np.random.default_rng(1)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), IDS)["params"]
-    p = jax.tree.map(lambda leaf: rng.normal(scale=0.4, size=leaf.shape), shapes)
-    found = jax.jit(model.apply)({"params": jax.tree.map(jnp.float32, p)}, IDS)
+def convolve(p, x):
+    """Kernel 3, two groups, zeros beyond the ends."""
+    out = np.tile(p["bias"], (*x.shape[:-1], 1))
+    for i in range(len(x)):
+        for d in (-1, 0, 1):
+            for group in (slice(0, 4), slice(4, 8)):
+                if 0 <= i + d < len(x):
+                    out[i, group] += x[i + d, group] @ p["kernel"][d + 1][:, group]
+    return out
 
+
+def by_hand(p, ids):
+    """Hidden states `[T, D]` and pooled `[D]` of one document."""
     first, (second, third) = (
         jax.tree.map(lambda a: a[0], p["stage_0"]["block_0"]),
         (jax.tree.map(lambda a: a[0], p["stage_1"][name]) for name in ("block_0", "block_1")),
     )
-    assert "norm_mixer" not in first and not any(name.startswith("norm") for name in second)
-    assert {name for name, part in second["mixer"].items() if "bias" in part} == {"query", "value", "output"}
-    assert {name for name, part in second["feed_forward"].items() if "bias" in part} == {"down"}
-
     e = p["embeddings"]
-    x = dense(e["projection"], layer_norm(e["norm"], e["token"]["embedding"][IDS] + e["token_type"]["embedding"][0]))
-    x = x + attend(first["mixer"], x)
+    given = dense(
+        e["projection"], layer_norm(e["norm"], e["token"]["embedding"][ids] + e["token_type"]["embedding"][0])
+    )
+    x = given + attend(first["mixer"], given)
     up = dense(first["feed_forward"]["up"], layer_norm(first["norm_feed_forward"], x))
     x = x + dense(first["feed_forward"]["down"], up / (1 + np.exp(-up)))
+    x = layer_norm(first["norm_convolution"], x + relu(convolve(first["convolution"], given)))
     x = x + attend(second["mixer"], rms_norm(x))
     x = x + gated(second["feed_forward"], rms_norm(x), gelu)
     x = x + attend(third["mixer"], layer_norm(third["norm_mixer"], x))
-    x = x + gated(third["feed_forward"], layer_norm(third["norm_feed_forward"], x), lambda a: np.maximum(0, a))
+    x = x + gated(third["feed_forward"], layer_norm(third["norm_feed_forward"], x), relu)
     x = layer_norm(p["final_norm"], x)
-    np.testing.assert_allclose(found.hidden, x, atol=2e-5)
-    pooled = layer_norm(p["pooler_norm"], gelu(x[:, 0] @ p["pooler"]["kernel"]))
-    np.testing.assert_allclose(found.pooled, pooled, atol=2e-5)
+    return x, layer_norm(p["pooler_norm"], gelu(x[0] @ p["pooler"]["kernel"]))
+
+
+def test_all_options_at_once_against_numpy():
+    """Packed or padded, as if each document stood alone."""
+    model = build(CONFIG)
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IDS)["params"]
+    p = jax.tree.map(lambda leaf: rng.normal(scale=0.4, size=leaf.shape), shapes)
+    found = jax.jit(model.apply)({"params": jax.tree.map(jnp.float32, p)}, IDS, segment_ids=SEGMENTS)
+
+    (one, pooled_one), (two, pooled_two) = (by_hand(p, ids) for ids in (ONE, TWO))
+    np.testing.assert_allclose(found.hidden[0], np.concatenate([one, two]), atol=2e-5)
+    np.testing.assert_allclose(found.hidden[1, :4], one, atol=2e-5)
+    np.testing.assert_allclose(found.hidden[2, :3], two, atol=2e-5)
+    np.testing.assert_allclose(found.pooled, [pooled_one, pooled_one, pooled_two], atol=2e-5)
+
+    first, second = shapes["stage_0"]["block_0"], shapes["stage_1"]["block_0"]
+    assert "norm_mixer" not in first and not any(name.startswith("norm") for name in second)
+    assert {name for name, part in second["mixer"].items() if "bias" in part} == {"query", "value", "output"}
+    assert {name for name, part in second["feed_forward"].items() if "bias" in part} == {"down"}
+    assert first["convolution"]["kernel"].shape == (1, 3, 4, 8), (
+        "the layer axis, the kernel, a group's channels, all of them"
+    )
 
 
 def changed(**parts):
     config = {**CONFIG, "model": {**CONFIG["model"], "stages": (), "pooler_norm": False, "embedding_projection": None}}
     return {**config, **parts, "model": {**config["model"], **parts.get("model", {})}}
+
+
+def beside(**fields):
+    """A model with a convolution beside each of its blocks."""
+    return {"stages": ({"pattern": ({"convolution": {"name": "convolution", **fields}},), "repeats": 3},)}
 
 
 def test_parameters_that_options_add_and_leave_out():
@@ -151,6 +197,10 @@ def test_a_config_with_all_options_comes_back(tmp_path):
         ({"mixer": {"name": "softmax", "biases": ("key", "key")}}, "names a projection twice"),
         ({"mixer": {"name": "softmax", "biases": ("keys",)}}, "'biases': expected .*'key'"),
         ({"feed_forward": {"name": "gelu", "up_bias": False}}, "no argument 'up_bias'"),
+        ({"model": beside(kernel=2)}, "kernel=2 has no middle"),
+        ({"model": beside(groups=0)}, "groups=0 must be at least 1"),
+        ({"model": beside(groups=3)}, "model_dim=8 is no multiple of groups=3"),
+        ({"model": {**beside(), "causal": True}}, "sees the tokens behind it"),
     ],
 )
 def test_refusals(parts, message):

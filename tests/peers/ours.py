@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.models import build
-from zoo.tasks.heads import MaskedLMHead
+from zoo.tasks.heads import LinearHead, MaskedLMHead
 from zoo.tasks.masked_lm import MaskedLM
 from zoo.tasks.masked_lm_with_sentences import MaskedLMWithSentences
-from zoo.tasks.task import LinearHead
 
 IGNORED = -100
 

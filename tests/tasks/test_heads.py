@@ -10,7 +10,7 @@ from scipy.special import erf
 
 from tests.tasks.standins import TinyEncoder
 from zoo.errors import UserError
-from zoo.tasks.heads import MaskedLMHead
+from zoo.tasks.heads import DiscriminatorHead, LinearHead, MaskedLMHead
 from zoo.tasks.masked_lm import MaskedLM
 from zoo.tasks.masked_lm_with_sentences import MaskedLMWithSentences
 
@@ -53,6 +53,37 @@ def test_there_may_be_no_transform_and_a_table_of_its_own():
     np.testing.assert_allclose(logits, H @ params["table"].T + params["bias"], atol=1e-5)
     bare = MaskedLMHead(4, "gelu", 1e-3, jnp.float32, None, transform=False, output_bias=False)
     np.testing.assert_allclose(bare.apply({}, H, E), H @ E.T, atol=1e-5)
+
+
+def test_the_discriminator_tells_every_token():
+    """ELECTRA; with a norm DeBERTa v3."""
+
+    def made(**fields):
+        head = DiscriminatorHead("relu", jnp.float32, jax.nn.initializers.normal(0.5), **fields)
+        params = moved(head.init(jax.random.key(0), H)["params"])
+        return params, head.apply({"params": params}, H)
+
+    def by_hand(p, x):
+        return (
+            np.maximum(0, x @ p["dense"]["kernel"] + p["dense"]["bias"]) @ p["output"]["kernel"] + p["output"]["bias"]
+        )
+
+    params, logits = made()
+    layers = {"dense": {"kernel": (4, 4), "bias": (4,)}, "output": {"kernel": (4, 1), "bias": (1,)}}
+    assert shapes(params) == layers and logits.shape == (2, 3)
+    np.testing.assert_allclose(logits, by_hand(params, H)[..., 0], atol=1e-5)
+    params, logits = made(norm_epsilon=1e-3)
+    assert shapes(params) == {**layers, "norm": {"scale": (4,), "bias": (4,)}}
+    x = normalised(H[:, :1] + H, 1e-3) * params["norm"]["scale"] + params["norm"]["bias"]
+    np.testing.assert_allclose(logits, by_hand(params, x)[..., 0], atol=1e-5)
+
+
+def test_a_linear_head_answers_where_a_span_begins_and_ends():
+    head = LinearHead(2, 0.0, jax.nn.initializers.normal(0.5))
+    params = moved(head.init(jax.random.key(0), H, False)["params"])
+    assert shapes(params) == {"output": {"kernel": (4, 2), "bias": (2,)}}
+    expected = H @ params["output"]["kernel"] + params["output"]["bias"]
+    np.testing.assert_allclose(head.apply({"params": params}, H, False), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("task", [MaskedLM, MaskedLMWithSentences])

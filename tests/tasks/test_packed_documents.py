@@ -93,6 +93,18 @@ def test_lengths_that_do_not_fit_are_found_before_the_data_is_prepared(tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mixer_that_cannot_keep_documents_apart_is_refused(tmp_path):
+    """Also where a stage alone would pack so."""
+    folder, mixer = write_texts(tmp_path), {"name": "fourier", "pads": "tokens"}
+    parts = dict(mixer=mixer, encoding={"name": "learned"})
+    assert assemble(config(folder, **parts), tmp_path / "run").task.attend_across
+    with pytest.raises(UserError, match=r"^task\.attend_across=False packs .* mixer 'fourier' cannot keep them apart"):
+        assemble(config(folder, **parts, task__attend_across=False), tmp_path / "run")
+    stages = ({"steps": 3}, {"steps": 3, "task": {"attend_across": False}})
+    with pytest.raises(UserError, match=r"^train\.stages\[1\]\.task\.attend_across=False packs"):
+        assemble(config(folder, **parts, train__stages=stages, train__steps=None), tmp_path / "run")
+
+
 def test_rows_through_one_batch_are_stacked():
     """Features of plain and of segmented rows have one shape."""
     task, index = task_of(), np.arange(40)

@@ -30,6 +30,7 @@ def test_default_rules_cover_the_zoo():
         "mixer": {name: {"kernel": (3, 8, 8), "bias": (3, 8)} for name in ("query", "key", "value", "output")},
         "feed_forward": {name: {"kernel": (3, 8, 8), "bias": (3, 8)} for name in ("up", "gate", "down")},
         "norm_mixer": {"scale": (3, 8), "bias": (3, 8)},
+        "convolution": {"kernel": (3, 5, 4, 8), "bias": (3, 8)},
     }
     model = {
         "embeddings": {"token": {"embedding": (32, 8)}, "token_type": {"embedding": (2, 8)}, "norm": {"scale": (8,)}},
@@ -49,6 +50,7 @@ def test_default_rules_cover_the_zoo():
     assert found["model/stage_0/block_0/mixer/output/bias"] == P(None)
     assert found["model/stage_0/block_0/feed_forward/down/kernel"] == P(None, "tensor", "fsdp")
     assert found["model/stage_0/block_0/norm_mixer/scale"] == P(None)
+    assert found["model/stage_0/block_0/convolution/kernel"] == P(None, None, None, "fsdp")
     assert found["model/encodings/0/table"] == P()
     assert found["model/embeddings/token_type/embedding"] == P()
     assert found["heads/dense/kernel"] == P("fsdp", None)

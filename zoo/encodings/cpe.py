@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from kernels.attention import AttentionMask
-from zoo.encodings.documents import documents
 from zoo.encodings.encoding import Dims, Encoding, Facts, Place
+from zoo.encodings.neighbours import Neighbours, neighbours, taps
 from zoo.encodings.registration import registry
 from zoo.errors import UserError
 
@@ -49,20 +49,6 @@ class Cpe(Encoding):
         return Neighbours(jnp.zeros((batch, before, dims.model_dim), dtype), nothing, nothing)
 
 
-class Neighbours(NamedTuple):
-    """Tokens in a row: x `[B, W, E]`, their positions and their documents `[B, W]` (0 = padding). Decoding keeps the last."""
-
-    x: jax.Array
-    token: jax.Array
-    segment: jax.Array
-
-    def before(self, more: Neighbours) -> Neighbours:
-        return jax.tree.map(lambda a, b: jnp.concatenate([a, b.astype(a.dtype)], axis=1), self, more)
-
-    def cut(self, start: int, length: int) -> Neighbours:
-        return jax.tree.map(lambda a: a[:, start : start + length], self)
-
-
 class Convolution(nn.Module):
     encoding: Cpe
     model_dim: int
@@ -77,17 +63,11 @@ class Convolution(nn.Module):
         kernel = self.param("kernel", start, (width, self.model_dim), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.model_dim,), jnp.float32)
 
-        here = Neighbours(x, jnp.broadcast_to(place.queries.token, x.shape[:2]), documents(mask, x.shape[:2]))
+        here = neighbours(x, place, mask)
         left = width - 1 if mask.causal else (width - 1) // 2
-        if cache is None:
-            around = jax.tree.map(
-                lambda a: jnp.pad(a, [(0, 0), (left, width - 1 - left)] + [(0, 0)] * (a.ndim - 2)), here
-            )
-        else:
-            around = cache.before(here)
+        right = width - 1 - left
+        around = here.padded(left, right) if cache is None else cache.before(here)
         total = jnp.broadcast_to(bias, x.shape)
-        for tap in range(width):
-            there = around.cut(tap, length)
-            near = (there.token - here.token == tap - left) & (there.segment == here.segment) & (here.segment > 0)
-            total = total + kernel[tap] * jnp.where(near[..., None], there.x, 0).astype(jnp.float32)
+        for tap, there in enumerate(taps(here, around, left, right)):
+            total = total + kernel[tap] * there.astype(jnp.float32)
         return x + total.astype(x.dtype), None if cache is None else around.cut(length, width - 1)

@@ -10,8 +10,10 @@ value lives in a list, so depth costs no recursion; only text and integers are k
 
 from __future__ import annotations
 
+import io
 import pickletools
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -82,23 +84,34 @@ def parse(data: bytes) -> dict[str, Tensor]:
             machine.step(opcode, argument)
         except ValueError as error:
             raise ValueError(f"its pickle is refused at byte {position}: {error}") from None
-    if position != len(data) - 1:
-        raise ValueError(f"{len(data) - 1 - position} bytes follow the end of its pickle")
     return _state_dict(machine.result())
 
 
 def _opcodes(data: bytes) -> Iterator[tuple[int, str, Any]]:
-    opcodes = pickletools.genops(data)
-    for count in range(MOST_OPCODES + 1):
+    """(position, opcode, argument); whether an opcode is known is asked before its argument is taken apart."""
+    stream = io.BytesIO(data)
+    opcodes = pickletools.genops(stream)
+    for count in range(MOST_OPCODES):
+        position = stream.tell()
+        name = _NAMES.get(data[position : position + 1])
+        if name is not None and name not in _KNOWN:
+            raise ValueError(
+                f"its pickle is refused at byte {position}: the opcode {name}, which a state dict of tensors does not need"
+            )
+        # genops decodes escapes in a global's name, which Python's unpickler does not.
+        if name == "GLOBAL" and b"\\" in data[position : data.find(b"\n", data.find(b"\n", position) + 1)]:
+            raise ValueError(f"its pickle is refused at byte {position}: a global with a backslash in its name")
         try:
-            opcode, argument, position = next(opcodes)
-        except StopIteration:
-            return
+            _, argument, _ = next(opcodes)
         except ValueError as error:
             raise ValueError(f"its pickle is damaged: {str(error)[:200]}") from error
-        if opcode.name == "PROTO" and (count > 0 or argument != 2):
+        if name == "PROTO" and (count > 0 or argument != 2):
             raise ValueError(f"its pickle is of protocol {argument}; torch.save writes 2")
-        yield position, opcode.name, argument
+        yield position, name, argument
+        if name == "STOP":
+            if rest := len(data) - stream.tell():
+                raise ValueError(f"{rest} bytes follow the end of its pickle")
+            return
     raise ValueError(f"its pickle has more than {MOST_OPCODES} opcodes")
 
 
@@ -118,10 +131,8 @@ class _Machine:
             if type(argument) is int and not -(1 << 63) <= argument < 1 << 63:
                 raise ValueError("a number of more than 64 bits")
             self._stack.append(argument)
-        elif opcode in _STEPS:
-            _STEPS[opcode](self, argument)
         else:
-            raise ValueError(f"the opcode {opcode}, which a state dict of tensors does not need")
+            _STEPS[opcode](self, argument)
 
     def result(self) -> Any:
         """What is left when the pickle ends."""
@@ -133,8 +144,8 @@ class _Machine:
         if not self._stack:
             raise ValueError("an opcode takes a value where there is none")
         value = self._stack.pop()
-        if kind is not None and type(value) is not kind:
-            raise ValueError(f"{_what(value)} in place of a {kind.__name__.lower()}")
+        if kind is not None and not isinstance(value, kind):
+            raise ValueError(f"{_what(value)} in place of {_named(kind)}")
         return value
 
     def _top(self, kind: type[_T]) -> _T:
@@ -168,6 +179,8 @@ class _Machine:
         for key, value in zip(values[::2], values[1::2], strict=True):
             if type(key) not in (str, int):
                 raise ValueError(f"{_what(key)} as a key")
+            if key in into:
+                raise ValueError(f"the key {shown(key)} twice")
             into[key] = value
 
     def _set_item(self, _: Any) -> None:
@@ -224,8 +237,8 @@ class _Machine:
     def _build(self, _: Any) -> None:
         """The attributes of a value: of an OrderedDict torch saves `_metadata`, the versions of its modules. It is dropped."""
         state = self._pop(dict)
-        self._top(dict)
-        if set(state) != {"_metadata"} or type(state["_metadata"]) is not dict:
+        self._top(OrderedDict)
+        if set(state) != {"_metadata"} or not isinstance(state["_metadata"], dict):
             raise ValueError("BUILD, which sets attributes, with something else than _metadata")
 
 
@@ -254,10 +267,12 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "REDUCE": _Machine._reduce,
     "BUILD": _Machine._build,
 }
+_KNOWN = {*_CONSTANTS, *_ARGUMENTS, *_STEPS}
+_NAMES = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.opcodes}
 
 
-def _ordered_dict(arguments: tuple[Any, ...]) -> dict[Any, Any] | None:
-    return {} if len(arguments) == 0 else None
+def _ordered_dict(arguments: tuple[Any, ...]) -> OrderedDict[Any, Any] | None:
+    return OrderedDict() if len(arguments) == 0 else None
 
 
 def _tensor(arguments: tuple[Any, ...]) -> Tensor | None:
@@ -308,14 +323,14 @@ def _is_integers(value: Any) -> bool:
 
 
 def _is_empty(value: Any) -> bool:
-    return value is None or (type(value) is dict and not value)
+    return value is None or (isinstance(value, dict) and not value)
 
 
 def _state_dict(value: Any) -> dict[str, Tensor]:
-    if type(value) is not dict or not value:
+    if not isinstance(value, dict) or not value:
         raise ValueError(f"it holds {_what(value)}; a state dict, which maps names to tensors, is read")
     for key, entry in value.items():
-        if type(entry) is dict and any(type(inner) is Tensor for inner in entry.values()):
+        if isinstance(entry, dict) and any(type(inner) is Tensor for inner in entry.values()):
             raise ValueError(
                 f"its tensors are nested under the key {shown(key)}; save what is there as a state dict of its own"
             )
@@ -333,6 +348,9 @@ def _what(value: Any) -> str:
         return "None"
     if type(value) is Global:
         return f"the global {value.name}"
-    kind = type(value).__name__.lower()
-    counted = f" of {len(value)}" if type(value) in (dict, list, tuple) else ""
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}{counted}"
+    return _named(type(value)) + (f" of {len(value)}" if isinstance(value, dict | list | tuple) else "")
+
+
+def _named(kind: type) -> str:
+    name = kind.__name__ if kind is OrderedDict else kind.__name__.lower()
+    return f"{'an' if name[0] in 'aeiouO' else 'a'} {name}"

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zoo.errors import UserError
-from zoo.interop.state_dict_pickle import Tensor, parse
+from zoo.interop.state_dict_pickle import Storage, Tensor, parse
 from zoo.interop.weight_file import LARGEST_HEADER, Stored, WeightFile, shown
 
 _ZIP = b"PK\x03\x04"
@@ -26,6 +26,7 @@ _LOCAL = struct.Struct(
     "<4s22xHH"
 )  # of a member: signature, what the archive's directory says better, lengths of name and extra
 _PICKLE = b"\x80"
+LATEST_VERSION = 10  # that torch 2.13 reads
 _CHUNK = 1 << 20
 _ENCRYPTED = 1
 
@@ -41,8 +42,9 @@ class TorchArchive(WeightFile):
 
     Refused: whatever `state_dict_pickle.parse` refuses; the bare pickle that torch wrote before 1.6 and TorchScript; an
     archive whose directory or pickle is longer than 8 MiB; a member that is compressed, encrypted, damaged, outside the
-    archive's folder, or there twice; members with more bytes than the file; a storage of another size than the pickle says;
-    a tensor that reaches beyond its storage, or has more elements than it (`expand`), so that no array is larger than the file.
+    archive's folder, or there twice; members with more bytes than the file; a storage of another size than the pickle says,
+    or of two dtypes; a tensor that reaches beyond its storage, or has more elements than it (`expand`), so that no array is
+    larger than the file.
 
     Raises:
       UserError: one of these, or the file cannot be read; says which file and what is wrong.
@@ -60,11 +62,13 @@ class TorchArchive(WeightFile):
         self._members = self._directory()
         self._whole: set[str] = set()
         self._check_byte_order()
+        self._check_version()
         pickled = self._contents("data.pkl")
         try:
             self._views = parse(pickled)
         except ValueError as error:
             self.refuse(str(error))
+        self._check_storages()
         self.tensors = {name: self._checked(name, view) for name, view in self._views.items()}
 
     def read(self, name: str) -> np.ndarray:
@@ -149,8 +153,22 @@ class TorchArchive(WeightFile):
         if "byteorder" in self._members and (order := self._contents("byteorder")) != b"little":
             self.refuse(f"its byte order is {shown(order.decode('latin-1'))}; little is read")
 
+    def _check_version(self) -> None:
+        version = self._contents("version") if "version" in self._members else b""
+        if not re.fullmatch(rb"[0-9]{1,3}\n?", version) or not 1 <= int(version) <= LATEST_VERSION:
+            self.refuse(f"its version is {shown(version[:20].decode('latin-1'))}; 1 to {LATEST_VERSION} are read")
+
     def _member(self, view: Tensor) -> _Member:
         return self._members[f"data/{view.storage.key}"]
+
+    def _check_storages(self) -> None:
+        """One dtype each: torch gives all views of a storage the first that it meets, and saves none of two."""
+        storages: dict[str, Storage] = {}
+        for name, view in self._views.items():
+            if storages.setdefault(view.storage.key, view.storage) != view.storage:
+                self.refuse(
+                    f"tensor {shown(name)} gives its storage data/{view.storage.key} another dtype than one before it"
+                )
 
     def _checked(self, name: str, view: Tensor) -> Stored:
         """What the pickle says of a tensor, where the archive has it."""

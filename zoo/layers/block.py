@@ -12,6 +12,7 @@ from kernels.attention import AttentionMask
 from zoo.compatibility import require_compatible, require_mask
 from zoo.encodings import Dims, Encoding, Place
 from zoo.layers.arrangements import Arrangement, PostNorm
+from zoo.layers.convolution import Convolution
 from zoo.layers.dropout import Dropout
 from zoo.layers.feed_forward import FeedForward, Gelu
 from zoo.layers.norms import LayerNorm, Norm
@@ -28,6 +29,7 @@ class BlockSpec:
     feed_forward: FeedForward = Gelu()
     norm: Norm = LayerNorm()
     arrangement: Arrangement = PostNorm()
+    convolution: Convolution | None = None
 
     def check(self, dims: Dims, mask: AttentionMask) -> None:
         """Refuses a combination that cannot be honoured.
@@ -37,6 +39,9 @@ class BlockSpec:
         """
         grouped = dims.num_kv_heads != dims.num_heads
         require_compatible(self.encodings, self.mixer, mask=mask, grouped_heads=grouped)
+        self.feed_forward.check(dims)
+        if self.convolution is not None:
+            self.convolution.check(dims, mask)
 
 
 class Block(nn.Module):
@@ -55,6 +60,9 @@ class Block(nn.Module):
             for name in spec.arrangement.norms:
                 setattr(self, f"norm_{name}", spec.norm.module(self.style.dtype))
             self.dropout = Dropout(self.style.dropout)
+        if spec.convolution is not None:
+            self.convolution = spec.convolution.module(self.dims, self.style)
+            self.norm_convolution = spec.norm.module(self.style.dtype)
 
     def __call__(
         self,
@@ -66,7 +74,7 @@ class Block(nn.Module):
         place: Place,
     ) -> tuple[jax.Array, dict[str, Any], Any]:
         require_mask(self.spec.mixer, mask)
-        carried = {}
+        carried, given = {}, x
 
         def mix(h: jax.Array) -> jax.Array:
             y, carried["side"], carried["cache"] = self.mixer(
@@ -87,6 +95,8 @@ class Block(nn.Module):
                 lambda h: self.dropout(feed(h), deterministic=not place.train),
                 {name: getattr(self, f"norm_{name}") for name in self.spec.arrangement.norms},
             )
+        if self.spec.convolution is not None:
+            x = self.norm_convolution(x + self.convolution(given, mask, place))
         side = carried["side"]
         for encoding, after in zip(self.spec.encodings, self.after, strict=True):
             if after is not None:

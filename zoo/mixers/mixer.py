@@ -60,12 +60,14 @@ class MixerFacts:
 
     Attributes:
       accepts: the kinds of `zoo.encodings.Facts` it can honour.
-      refuses: kind → why it cannot, for the kinds that deserve a reason of their own.
+      refuses: kind, or part of the mask → why it cannot, for those that deserve a reason of their own.
       causal, bidirectional: the directions it can run in.
       grouped_heads: it takes fewer key/value heads than query heads.
       ordered_keys: it visits keys in order.
       decodes: it can run step by step with a cache.
       mask_parts: the parts of `AttentionMask` it honours.
+      packs: documents packed into one row stay apart. False: segment ids tell it of padding at most, and a row of several
+        documents returns NaN.
     """
 
     accepts: frozenset[str]
@@ -76,6 +78,7 @@ class MixerFacts:
     ordered_keys: bool = False
     decodes: bool = False
     mask_parts: frozenset[str] = frozenset()
+    packs: bool = True
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from zoo.errors import UserError, near
 from zoo.layers.activations import Activation
 from zoo.layers.arrangements import registry as arrangements
 from zoo.layers.block import BlockSpec
+from zoo.layers.convolution import registry as convolutions
 from zoo.layers.feed_forward import registry as feed_forwards
 from zoo.layers.norms import registry as norms
 from zoo.mixers import Style
@@ -24,7 +25,7 @@ from zoo.models.transformer import Transformer
 from zoo.registry import coerce, make
 
 _DTYPES = {None: jnp.float32, "float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-_BLOCK_PARTS = ("mixer", "encoding", "feed_forward", "norm", "arrangement")
+_BLOCK_PARTS = ("mixer", "encoding", "feed_forward", "norm", "arrangement", "convolution")
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class ModelConfig:
       unroll: repeats of a stage laid out one after another in the compiled program. All of them is faster on a CPU (a tenth, at
         4 layers), and compiling then takes time by depth.
       stages: the depth where one pattern repeated `num_layers` times does not say it: a tuple of mappings with
-        `pattern` (a tuple of mappings that replace parts: mixer, encoding, feed_forward, norm, arrangement),
-        `repeats` and `share`; `num_layers` then counts the blocks in all.
+        `pattern` (a tuple of mappings that replace parts: mixer, encoding, feed_forward, norm, arrangement; or add one:
+        convolution), `repeats` and `share`; `num_layers` then counts the blocks in all.
     """
 
     vocab_size: int | None
@@ -113,7 +114,7 @@ def build(config: Mapping[str, Any]) -> Transformer:
         raise UserError("model.vocab_size is not set: give the size of the tokenizer's vocabulary")
     parts = {name: config[name] for name in ("mixer", "encoding", "feed_forward", "norm")}
     dims, style = model.dims(), _style(model)
-    stages = _stages(model, {**parts, "arrangement": model.arrangement})
+    stages = _stages(model, {**parts, "arrangement": model.arrangement, "convolution": None})
     transformer = Transformer(
         vocab_size=model.vocab_size,
         dims=dims,
@@ -171,11 +172,12 @@ def _block(parts: Mapping[str, Any], own: Mapping[str, Any], where: str) -> Bloc
         if name not in _BLOCK_PARTS:
             raise UserError(f"{where} has no part {name!r}; {near(name, _BLOCK_PARTS)}")
     chosen = {**parts, **own}
-    encoding = chosen["encoding"]
+    encoding, convolution = chosen["encoding"], chosen["convolution"]
     return BlockSpec(
         mixer=mixers.build(chosen["mixer"]),
         encodings=tuple(encodings.build(e) for e in (encoding if isinstance(encoding, tuple | list) else (encoding,))),
         feed_forward=feed_forwards.build(chosen["feed_forward"]),
         norm=norms.build(chosen["norm"]),
         arrangement=arrangements.build(chosen["arrangement"]),
+        convolution=None if convolution is None else convolutions.build(convolution),
     )

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.errors import UserError
+from zoo.tasks.heads import Heads
 from zoo.tasks.packed_documents import PackedDocuments
 from zoo.tasks.registration import registry
-from zoo.tasks.task import Heads, Output, check_same_length, cross_entropy, encode
+from zoo.tasks.task import Output, check_same_length, cross_entropy, encode
 
 # Tokens of a row that meet the vocabulary at a time: of all logits [B, T, V] only a slice is there at once.
 _CHUNK = 128

@@ -1,4 +1,4 @@
-"""Heads: what stands on the last layer and gives logits."""
+"""Heads: what stands on the last layer or the pooled output and gives logits, and where their parameters lie."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from zoo.layers.activations import Activation, activate
+
+
+class Heads(nn.Module):
+    """The parameters beside the Transformer's, at `heads/<task name>`, so that one task's never pass for another's."""
+
+    task: str
+    make: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, *args: Any) -> Any:
+        return self.make(name=self.task)(*args)
 
 
 class MaskedLMHead(nn.Module):
@@ -47,3 +58,41 @@ class MaskedLMHead(nn.Module):
         if not self.output_bias:
             return logits
         return logits + self.param("bias", nn.initializers.zeros, (table.shape[0],), jnp.float32)
+
+
+class LinearHead(nn.Module):
+    """dropout → x W + b in float32, [..., D] → [..., C] (Devlin et al. 2018, arXiv 1810.04805, section 4)."""
+
+    classes: int
+    dropout: float
+    initializer: Callable
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = nn.Dropout(self.dropout)(x.astype(jnp.float32), deterministic=not train)
+        return nn.Dense(self.classes, kernel_init=self.initializer, name="output")(x)
+
+
+class DiscriminatorHead(nn.Module):
+    """act(h W + b) · w + c: [B, T, D] → float32 logits [B, T], above zero for a token that was replaced.
+
+    With `norm_epsilon` LN(h_0 + h) stands in the place of h; h_0 is the first token's, so that a row must hold one document.
+    The first product runs in `dtype`, sums, norm and logits in float32.
+    Source: the released code of Clark et al. 2020 (ELECTRA, arXiv:2003.10555), and with the norm that of He et al. 2021
+    (DeBERTa v3, arXiv:2111.09543); the papers have w alone.
+    """
+
+    activation: Activation
+    dtype: Any
+    initializer: Callable
+    norm_epsilon: float | None = None
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        x = hidden
+        if self.norm_epsilon is not None:
+            x = x.astype(jnp.float32)
+            x = nn.LayerNorm(epsilon=self.norm_epsilon, use_fast_variance=False, name="norm")(x[:, :1] + x)
+        x = nn.Dense(hidden.shape[-1], dtype=self.dtype, kernel_init=self.initializer, name="dense")(x)
+        x = activate(self.activation, x.astype(jnp.float32))
+        return nn.Dense(1, kernel_init=self.initializer, name="output")(x)[..., 0]

@@ -16,10 +16,10 @@ import numpy as np
 from zoo.data.masking import mask_tokens
 from zoo.errors import UserError
 from zoo.layers.activations import Activation
-from zoo.tasks.heads import MaskedLMHead
+from zoo.tasks.heads import Heads, MaskedLMHead
 from zoo.tasks.packed_documents import PackedDocuments
 from zoo.tasks.registration import registry
-from zoo.tasks.task import Heads, Output, Task, check_same_length, cross_entropy, encode
+from zoo.tasks.task import Output, Task, check_same_length, cross_entropy, encode
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,10 @@ import numpy as np
 from zoo.data.sentence_pairs import SPECIALS, Objective, SentencePairs
 from zoo.data.store import prepare
 from zoo.errors import UserError
+from zoo.tasks.heads import LinearHead
 from zoo.tasks.masked_lm import MaskedTokens, at_masks, masked_lm_output
 from zoo.tasks.registration import registry
-from zoo.tasks.task import LinearHead, Output, cross_entropy, encode
+from zoo.tasks.task import Output, cross_entropy, encode
 
 
 @registry.register("masked_lm_with_sentences")

@@ -54,6 +54,14 @@ class PackedDocuments(Task):
                 "or lower the other, or leave positions out"
             )
 
+    def check_model(self, model: Any) -> None:
+        mixing = sorted({spec.mixer.name for spec in model.block_specs() if not spec.mixer.facts().packs})
+        if mixing and not self.attend_across:
+            raise UserError(
+                f"attend_across=False packs documents into one row, and mixer {' and '.join(map(repr, mixing))} cannot keep them "
+                "apart; set it to True, which makes them one, or choose another mixer"
+            )
+
     def examples(self, source: Any, split: str, tokenizer: Any, directory: Any) -> PackedRows:
         """Packed rows over the prepared store, which is made in `directory` where it is not there yet."""
         longer = self.positions is not None and split == "train"

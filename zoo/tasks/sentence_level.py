@@ -16,7 +16,8 @@ import numpy as np
 
 from zoo.data.truncation import longest_first
 from zoo.errors import UserError
-from zoo.tasks.task import Heads, LinearHead, Task, encode, field
+from zoo.tasks.heads import Heads, LinearHead
+from zoo.tasks.task import Task, encode, field
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -54,6 +54,14 @@ class Task(abc.ABC):
                 f"max_length={self.max_length} is longer than model.max_length={model_length}; lower the one or raise the other"
             )
 
+    def check_model(self, model: Any) -> None:
+        """Refuses a Transformer that cannot honour how this task's rows are made.
+
+        Raises:
+          UserError: begins with the field that is in the way.
+        """
+        return None
+
     @property
     def coefficients(self) -> dict[str, float]:
         """The factor of each of the module's losses; by default the one loss has the task's name and counts once."""
@@ -90,30 +98,6 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def score(self, predictions: Mapping[str, np.ndarray], examples: Sequence) -> dict[str, float]:
         """The official metrics over a whole set; row k of each prediction belongs to `examples[k]`."""
-
-
-class Heads(nn.Module):
-    """The parameters beside the Transformer's, at `heads/<task name>`, so that one task's never pass for another's."""
-
-    task: str
-    make: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, *args: Any) -> Any:
-        return self.make(name=self.task)(*args)
-
-
-class LinearHead(nn.Module):
-    """dropout → x W + b in float32, [..., D] → [..., C] (Devlin et al. 2018, arXiv 1810.04805, section 4)."""
-
-    classes: int
-    dropout: float
-    initializer: Callable
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = nn.Dropout(self.dropout)(x.astype(jnp.float32), deterministic=not train)
-        return nn.Dense(self.classes, kernel_init=self.initializer, name="output")(x)
 
 
 def encode(model: nn.Module, batch: Mapping[str, jax.Array], train: bool, contiguous: bool = True) -> Any:

@@ -14,8 +14,9 @@ import numpy as np
 
 from zoo.errors import UserError, near
 from zoo.tasks import scores
+from zoo.tasks.heads import Heads, LinearHead
 from zoo.tasks.registration import registry
-from zoo.tasks.task import Heads, LinearHead, Output, Task, check_same_length, cross_entropy, encode, field
+from zoo.tasks.task import Output, Task, check_same_length, cross_entropy, encode, field
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -34,6 +34,9 @@ PARAMETER_RULES: tuple[tuple[str, Spec], ...] = (
     (r"(^|/)feed_forward/(up|gate)/kernel$", ("fsdp", "tensor")),
     (r"(^|/)feed_forward/(up|gate)/bias$", ("tensor",)),
     (r"(^|/)feed_forward/down/kernel$", ("tensor", "fsdp")),
+    # Whole over `tensor`: between the two the groups stand in one axis, which cannot be divided inside each.
+    (r"(^|/)feed_forward/(up|gate|down)/group_kernels$", (None, "fsdp", None)),
+    (r"(^|/)convolution/kernel$", (None, None, "fsdp")),
     (r"(^|/)pooler/kernel$", ("fsdp", None)),
     (r"(^|/)heads/([^/]+/)*table$", ("tensor", "fsdp")),
     (r"(^|/)heads/([^/]+/)*kernel$", ("fsdp", None)),
