@@ -361,6 +361,10 @@ class RowColumnTile:
         return row[..., :, None] + tile.of_keys(columns, 3)[..., None, :]
 
 
+# So that what has keys and knots is no larger than the scores of 8 heads.
+_KNOTS_AT_A_TIME = 8
+
+
 @dataclass(frozen=True)
 class PiecewiseLinearTile:
     rows: ToeplitzRows
@@ -377,14 +381,22 @@ class PiecewiseLinearTile:
         distance, slopes, line, knots = whole
         u = tile.lookup(distance, self.rows) * row_scale[:, None, None, :, None]
 
-        # One knot at a time, and recomputed backwards: no array has both keys and knots.
+        # A few knots at a time, and recomputed backwards: no array has both keys and all knots.
         @jax.checkpoint
-        def add(total, knot):
-            slope, at = knot
-            return total + slope[None, :, :, None, None] * jnp.maximum(u, at), None
+        def add(total, some):
+            slope, at = some
+            above = jnp.maximum(u[None, :, 0, 0], at[:, None, None, None])
+            return total + jnp.einsum("mkg,mbts->bkgts", slope, above, precision="highest"), None
 
         straight = line[None, :, :, 0, None, None] + line[None, :, :, 1, None, None] * u
-        return jax.lax.scan(add, straight, (slopes, knots))[0]
+        return jax.lax.scan(add, straight, (_in_groups(slopes), _in_groups(knots)))[0]
+
+
+def _in_groups(by_knot: Array) -> Array:
+    """`[M, …]` → `[M / 8, 8, …]`, filled up with zeros: a knot of slope zero adds nothing."""
+    missing = -by_knot.shape[0] % _KNOTS_AT_A_TIME
+    filled = jnp.pad(by_knot, ((0, missing), *((0, 0),) * (by_knot.ndim - 1)))
+    return filled.reshape(-1, _KNOTS_AT_A_TIME, *by_knot.shape[1:])
 
 
 @dataclass(frozen=True)
