@@ -151,11 +151,6 @@ def changed(**parts):
     return {**config, **parts, "model": {**config["model"], **parts.get("model", {})}}
 
 
-def beside(**fields):
-    """A model with a convolution beside each of its blocks."""
-    return {"stages": ({"pattern": ({"convolution": {"name": "convolution", **fields}},), "repeats": 3},)}
-
-
 def test_parameters_that_options_add_and_leave_out():
     plain_model = changed(feed_forward={"name": "relu", "width": 12})
 
@@ -176,6 +171,10 @@ def test_parameters_that_options_add_and_leave_out():
     of_the_norms = {f"{name}/scale" for name in ("stage_0/block_0/norm_mixer", "stage_0/block_0/norm_feed_forward")}
     without, _ = difference(norm={"name": "rmsnorm", "use_scale": False})
     assert of_the_norms < without and "final_norm/scale" in without
+    assert difference(convolution="convolution")[1] == {
+        *(f"stage_0/block_0/convolution/{name}" for name in ("kernel", "bias")),
+        *(f"stage_0/block_0/norm_convolution/{name}" for name in ("scale", "bias")),
+    }
     assert difference(model={"embedding_projection": True})[1] == {
         f"embeddings/projection/{name}" for name in ("kernel", "bias")
     }
@@ -197,10 +196,10 @@ def test_a_config_with_all_options_comes_back(tmp_path):
         ({"mixer": {"name": "softmax", "biases": ("key", "key")}}, "names a projection twice"),
         ({"mixer": {"name": "softmax", "biases": ("keys",)}}, "'biases': expected .*'key'"),
         ({"feed_forward": {"name": "gelu", "up_bias": False}}, "no argument 'up_bias'"),
-        ({"model": beside(kernel=2)}, "kernel=2 has no middle"),
-        ({"model": beside(groups=0)}, "groups=0 must be at least 1"),
-        ({"model": beside(groups=3)}, "model_dim=8 is no multiple of groups=3"),
-        ({"model": {**beside(), "causal": True}}, "sees the tokens behind it"),
+        ({"convolution": {"name": "convolution", "kernel": 2}}, "kernel=2 has no middle"),
+        ({"convolution": {"name": "convolution", "groups": 0}}, "groups=0 must be at least 1"),
+        ({"convolution": {"name": "convolution", "groups": 3}}, "model_dim=8 is no multiple of groups=3"),
+        ({"convolution": "convolution", "model": {"causal": True}}, "sees the tokens behind it"),
     ],
 )
 def test_refusals(parts, message):

@@ -46,8 +46,8 @@ class ModelConfig:
       unroll: repeats of a stage laid out one after another in the compiled program. All of them is faster on a CPU (a tenth, at
         4 layers), and compiling then takes time by depth.
       stages: the depth where one pattern repeated `num_layers` times does not say it: a tuple of mappings with
-        `pattern` (a tuple of mappings that replace parts: mixer, encoding, feed_forward, norm, arrangement; or add one:
-        convolution), `repeats` and `share`; `num_layers` then counts the blocks in all.
+        `pattern` (a tuple of mappings that replace parts: mixer, encoding, feed_forward, norm, arrangement, convolution),
+        `repeats` and `share`; `num_layers` then counts the blocks in all.
     """
 
     vocab_size: int | None
@@ -104,7 +104,7 @@ class ModelConfig:
 
 
 def build(config: Mapping[str, Any]) -> Transformer:
-    """The model of a config with keys model, encoding, mixer, feed_forward and norm.
+    """The model of a config with keys model, encoding, mixer, feed_forward and norm, and convolution where every block has one.
 
     Raises:
       UserError: names the wrong part or value, or the reason why two parts do not go together.
@@ -114,7 +114,7 @@ def build(config: Mapping[str, Any]) -> Transformer:
         raise UserError("model.vocab_size is not set: give the size of the tokenizer's vocabulary")
     parts = {name: config[name] for name in ("mixer", "encoding", "feed_forward", "norm")}
     dims, style = model.dims(), _style(model)
-    stages = _stages(model, {**parts, "arrangement": model.arrangement, "convolution": None})
+    stages = _stages(model, {**parts, "arrangement": model.arrangement, "convolution": config.get("convolution")})
     transformer = Transformer(
         vocab_size=model.vocab_size,
         dims=dims,
