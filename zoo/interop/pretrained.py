@@ -19,8 +19,8 @@ from zoo.data.tokenizer import Tokenizer
 from zoo.errors import UserError
 from zoo.interop.sentence_embedding import SentenceEmbedding
 from zoo.models import Transformer
+from zoo.tasks.heads import LinearHead
 from zoo.tasks.masked_lm import MaskedLM
-from zoo.tasks.task import LinearHead
 
 # Head → where its linear layer stands: over the pooled output or over every token.
 _OVER_POOLED = ("classification", "nsp", "sop")
