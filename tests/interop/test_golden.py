@@ -13,19 +13,21 @@ from zoo.interop.architectures import ARCHITECTURES
 from zoo.interop.weights import open_weights, write_weights
 
 GOLDEN = {path.stem: path for path in sorted((Path(__file__).parent / "golden").glob("*.npz"))}
+# Families whose source is not transformers 5, compared elsewhere in this folder.
+IN_FILES_OF_THEIR_OWN = {"nezha"}
 # At padding nobody reads what is computed, and libraries differ.
 BY_TOKEN = ("hidden", "logits")
 
 
 @pytest.fixture(scope="module", params=sorted(GOLDEN))
 def golden(request, tmp_path_factory):
-    """(the file's arrays, the directory it describes, what we make of it)."""
+    """(the file's arrays, what we make of the directory they describe)."""
     with np.load(GOLDEN[request.param], allow_pickle=False) as file:
         arrays = dict(file)
     directory = tmp_path_factory.mktemp("checkpoint")
     (directory / "config.json").write_bytes(arrays["config.json"].tobytes())
     write_weights(directory, part(arrays, "weight/"))
-    return arrays, directory, zoo.load_pretrained(directory)
+    return arrays, zoo.load_pretrained(directory)
 
 
 def part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -33,7 +35,7 @@ def part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 
 
 def test_outputs(golden):
-    arrays, _, ours = golden
+    arrays, ours = golden
     inputs = part(arrays, "input/")
     real = inputs["attention_mask"] > 0
     found = ours.apply(**inputs)
@@ -47,7 +49,7 @@ def test_outputs(golden):
 
 
 def test_the_export_is_the_same_tensor_by_tensor(golden, tmp_path):
-    arrays, directory, ours = golden
+    arrays, ours = golden
     weights = part(arrays, "weight/")
     tied = ARCHITECTURES[ours.architecture].tied
     with open_weights(zoo.export(ours, tmp_path / "exported")) as again:
@@ -64,4 +66,4 @@ def ours_ignores(ours, weights: dict[str, np.ndarray]) -> set[str]:
 
 
 def test_every_family_has_a_golden_file():
-    assert set(GOLDEN) == set(ARCHITECTURES)
+    assert set(GOLDEN) | IN_FILES_OF_THEIR_OWN == set(ARCHITECTURES)

@@ -20,7 +20,7 @@ class HeadMap:
     Attributes:
       name: the head's name with us, under `heads/`.
       rules: our parameters of the head and, where it has one of its own, of the pooler.
-      settings: what fields of the head's task have other values than their defaults, from our config.
+      settings: the fields of the head, or of its task, that have other values than their defaults, from our config.
       model: entries of `model` that the head decides, such as its pooler's activation.
     """
 

@@ -19,7 +19,7 @@ from zoo.data.tokenizer import Tokenizer
 from zoo.errors import UserError
 from zoo.interop.sentence_embedding import SentenceEmbedding
 from zoo.models import Transformer
-from zoo.tasks.heads import LinearHead
+from zoo.tasks.heads import DiscriminatorHead, LinearHead
 from zoo.tasks.masked_lm import MaskedLM
 
 # Head → where its linear layer stands: over the pooled output or over every token.
@@ -90,6 +90,11 @@ class AllHeads(nn.Module):
         if head.name == "masked_lm":
             module = MaskedLM(**dict(head.settings)).head(self.model)(name=head.name)
             return lambda encoded: module(encoded.hidden, self.model.embedding_table())
+        if head.name == "discriminator":
+            module = DiscriminatorHead(
+                dtype=self.model.dtype, initializer=self.model.initializer(), name=head.name, **dict(head.settings)
+            )
+            return lambda encoded: module(encoded.hidden)
         linear = LinearHead(head.classes, 0.0, self.model.initializer(), name=head.name)
         if head.name in _OVER_POOLED:
             return lambda encoded: linear(encoded.pooled, train=False)
