@@ -146,6 +146,28 @@ def test_all_options_at_once_against_numpy():
     )
 
 
+@pytest.mark.parametrize("pooling", ["mean", "late"])
+def test_pooling_over_the_real_tokens(pooling):
+    model = build({**CONFIG, "model": {**CONFIG["model"], "pooling": pooling}})
+    rng = np.random.default_rng(2)
+    x, real = rng.normal(size=(2, 6, 8)), np.array([[1, 1, 2, 0, 0, 0], [1, 1, 1, 1, 1, 0]]) > 0
+    p = {
+        "pooler": {"kernel": rng.normal(size=(8, 8))},
+        "pooler_norm": {"scale": rng.normal(size=8), "bias": np.ones(8)},
+    }
+
+    def mean(a):
+        return np.stack([row[its].mean(0) for row, its in zip(a, real, strict=True)])
+
+    def pool(a):
+        return layer_norm(p["pooler_norm"], gelu(a @ p["pooler"]["kernel"]))
+
+    found = model.apply(
+        {"params": jax.tree.map(jnp.float32, p)}, jnp.float32(x), jnp.int32(real), method=lambda m, *its: m._pool(*its)
+    )
+    np.testing.assert_allclose(found, pool(mean(x)) if pooling == "mean" else mean(pool(x)), atol=1e-5)
+
+
 def changed(**parts):
     config = {**CONFIG, "model": {**CONFIG["model"], "stages": (), "pooler_norm": False, "embedding_projection": None}}
     return {**config, **parts, "model": {**config["model"], **parts.get("model", {})}}

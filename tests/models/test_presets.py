@@ -13,7 +13,7 @@ from zoo.models.parameters import count_parameters, parameter_shapes
 
 GOLDEN = Path(__file__).parent / "golden"
 
-# With pooler; bert: google-research/bert, Turc et al. 2019; nezha: Wei et al. 2019 over the 21,128 Chinese pieces.
+# With a pooler where the published encoder has one; bert: google-research/bert, Turc et al. 2019; nezha: Wei et al. 2019 over the 21,128 Chinese pieces.
 PUBLISHED = {
     "bert-base": 109_482_240,
     "bert-large": 335_141_888,
@@ -24,6 +24,8 @@ PUBLISHED = {
     "bert-medium": 41_373_184,
     "nezha-base": 101_874_432,
     "nezha-large": 324_998_144,
+    "modernbert-base": 149_014_272,
+    "modernbert-large": 394_781_696,
 }
 
 

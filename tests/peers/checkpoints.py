@@ -53,6 +53,34 @@ OTHER = dict(
     layer_norm_eps=0.01,
     hidden_act="gelu_new",
 )
+# Two layers of three see a window of two tokens to either side; in eight layers the pattern ends with a part of it.
+MODERN = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=16,
+    num_hidden_layers=8,
+    num_attention_heads=2,
+    intermediate_size=24,
+    max_position_embeddings=20,
+    local_attention=4,
+    pad_token_id=1,
+)
+MODERN_OTHER = MODERN | dict(
+    hidden_size=24,
+    num_hidden_layers=4,
+    num_attention_heads=3,
+    layer_types=["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    rope_parameters={
+        "full_attention": {"rope_type": "default", "rope_theta": 500.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 30.0},
+    },
+    norm_eps=0.01,
+    hidden_activation="gelu_new",
+    classifier_activation="silu",
+    norm_bias=True,
+    mlp_bias=True,
+    attention_bias=True,
+    classifier_bias=True,
+)
 LABELS = {"id2label": {0: "no", 1: "maybe", 2: "yes"}, "label2id": {"no": 0, "maybe": 1, "yes": 2}}
 
 CASES: dict[str, Case] = {
@@ -62,6 +90,19 @@ CASES: dict[str, Case] = {
     "bert, classes": Case("BertForSequenceClassification", "BertConfig", SMALL | LABELS),
     "bert, tags": Case("BertForTokenClassification", "BertConfig", SMALL | LABELS),
     "bert, answers": Case("BertForQuestionAnswering", "BertConfig", SMALL),
+    "modernbert": Case("ModernBertForMaskedLM", "ModernBertConfig", MODERN, types=0),
+    "modernbert, other": Case(
+        "ModernBertForMaskedLM",
+        "ModernBertConfig",
+        MODERN_OTHER | {"tie_word_embeddings": False, "decoder_bias": False},
+        types=0,
+    ),
+    "modernbert, classes": Case(
+        "ModernBertForSequenceClassification",
+        "ModernBertConfig",
+        MODERN_OTHER | LABELS | {"mlp_bias": False, "classifier_pooling": "mean"},
+        types=0,
+    ),
 }
 
 

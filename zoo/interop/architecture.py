@@ -21,13 +21,27 @@ class HeadMap:
       name: the head's name with us, under `heads/`.
       rules: our parameters of the head and, where it has one of its own, of the pooler.
       settings: the fields of the head, or of its task, that have other values than their defaults, from our config.
+      fields: keys of config.json that decide fields of the head's task, `ours` being the field.
       model: entries of `model` that the head decides, such as its pooler's activation.
     """
 
     name: str
     rules: tuple[Rule, ...]
     settings: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda tree: {})
+    fields: tuple[Setting, ...] = ()
     model: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def read(self, tree: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> Tree:
+        """The fields of the head's task, of our config and a config.json.
+
+        Raises:
+          UserError: a setting that is wrong, or that we do not have.
+        """
+        return {**self.settings(tree), **read(self.fields, theirs, {}, where)}
+
+    def write(self, fields: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The keys of config.json that `fields` are read from; None where there are none of such values."""
+        return written(self.fields, fields)
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,7 @@ class Architecture:
       pooler: those of the encoder's own pooler, which a file may lack.
       classes: name in `architectures` → the heads it has; the first without heads is the bare encoder.
       heads: every head of the family.
+      refused: classes of the family whose heads are not ours, and why.
       tied: their keys, with the prefix, that repeat another of their keys, or are left out.
       ignored: patterns of keys that hold no parameter.
       derive: completes our config where one setting alone does not decide an entry, and `recover` gives the keys back.
@@ -55,6 +70,7 @@ class Architecture:
     rules: Callable[[Mapping[str, Any]], Sequence[Rule]]
     classes: Mapping[str, tuple[str, ...]] = field(hash=False)
     heads: tuple[HeadMap, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict, hash=False)
     pooler: tuple[Rule, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict, hash=False)
     ignored: tuple[str, ...] = ()

@@ -15,9 +15,10 @@ from zoo.errors import UserError, near, writing
 from zoo.interop import parameters
 from zoo.interop.architecture import Architecture
 from zoo.interop.architectures import ARCHITECTURES, architecture
-from zoo.interop.load import CONFIG, load_pretrained
-from zoo.interop.pretrained import Pretrained
+from zoo.interop.load import CONFIG, HEAD_SETTINGS, load_pretrained
+from zoo.interop.pretrained import Head, Pretrained
 from zoo.interop.weights import write_weights
+from zoo.tasks.masked_lm import MaskedLM
 
 # Entries that say how a model is computed and trained, and of which a config.json says nothing.
 _NEUTRAL = ("model.dtype", "model.remat", "model.unroll", "model.pooler", "mixer.implementation")
@@ -48,6 +49,8 @@ def export(
         raise UserError(
             f"{family.model_type} has no class with the heads {' and '.join(names)}; its classes are {', '.join(family.classes)}"
         )
+    for head in pretrained.heads:
+        settings = {**settings, **_head_written_as(head, family, tree)}
     shapes = pretrained.parameter_shapes()
     mapped = parameters.written_out(family, tree, names, pretrained.model.stages, shapes)
     tensors = dict(parameters.store(pretrained.params, family, mapped))
@@ -57,8 +60,9 @@ def export(
     if pretrained.labels:
         described["id2label"] = {str(number): label for number, label in enumerate(pretrained.labels)}
         described["label2id"] = {label: number for number, label in enumerate(pretrained.labels)}
-    if pretrained.tokenizer is not None:
-        described["pad_token_id"] = pretrained.tokenizer.vocabulary.pad
+    pad = pretrained.pad_token_id if pretrained.tokenizer is None else pretrained.tokenizer.vocabulary.pad
+    if pad is not None:
+        described["pad_token_id"] = pad
     _write(path, described, tensors, pretrained)
     return path
 
@@ -85,6 +89,33 @@ def _written_as(tree: Mapping[str, Any], model_type: str | None) -> tuple[Archit
     raise UserError(
         f"no architecture of the source library has this model; {fewest[1]} is nearest:\n  " + "\n  ".join(fewest[2])
     )
+
+
+def _head_written_as(head: Head, family: Architecture, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of config.json that decide a head.
+
+    Raises:
+      UserError: the family's head computes something else.
+    """
+    if head.name != "masked_lm":
+        return {}
+    described, its = family.head(head.name), _computed(dict(head.settings))
+    written = described.write(its)
+    theirs = {} if written is None else _computed(described.read(tree, written, "export"))
+    if theirs != its:
+        apart = [name for name in its if its[name] != theirs.get(name)]
+        raise UserError(
+            f"{family.model_type} has no masked-LM head of this model with "
+            + ", ".join(f"{name}={its[name]!r}" for name in apart)
+        )
+    return written
+
+
+def _computed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a masked-LM head that say what it computes."""
+    task = MaskedLM(**settings)
+    without = () if task.transform else ("activation", "norm_epsilon", "transform_bias")
+    return {name: getattr(task, name) for name in HEAD_SETTINGS if name not in without}
 
 
 def _write(path: Path, described: Mapping[str, Any], tensors: Mapping[str, Any], pretrained: Pretrained) -> None:

@@ -85,7 +85,7 @@ def _load_theirs(directory: Path, with_heads: bool) -> Pretrained:
         for name in names:
             tree["model"].update(family.head(name).model)
         labels = _labels(found, where)
-        heads = tuple(_head(family, name, tree, tensors, labels, where) for name in names)
+        heads = tuple(_head(family, name, tree, found, tensors, labels, where) for name in names)
         model = build(tree)
         module = EncoderWithHeads(model, heads, family.own_positions)
         shapes = _shapes(module)
@@ -116,6 +116,7 @@ def _load_theirs(directory: Path, with_heads: bool) -> Pretrained:
         labels=labels if classified else (),
         sentence_embedding=sentence_embedding(directory),
         positions_from_mask=family.own_positions,
+        pad_token_id=found.get("pad_token_id"),
     )
 
 
@@ -135,8 +136,9 @@ def _heads_of(family: Architecture, found: Mapping[str, Any], names: Iterable[st
     given = found.get("architectures")
     if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
         if given[0] not in family.classes:
+            why = family.refused.get(given[0]) or near(given[0], family.classes)
             raise UserError(
-                f"{where}: the heads of {given[0]!r} are not among ours; {near(given[0], family.classes)}. "
+                f"{where}: the heads of {given[0]!r} are not among ours; {why}. "
                 "load_pretrained(path, heads=False) reads the encoder alone"
             )
         return family.classes[given[0]]
@@ -146,7 +148,13 @@ def _heads_of(family: Architecture, found: Mapping[str, Any], names: Iterable[st
     whole = [
         heads
         for heads in family.classes.values()
-        if heads and all(rule.theirs in present for head in heads for rule in family.head(head).rules)
+        if heads
+        and all(
+            # A config may do without biases and without a table of the head's own.
+            rule.theirs in present or rule.theirs in family.tied or rule.theirs.endswith(".bias")
+            for head in heads
+            for rule in family.head(head).rules
+        )
     ]
     longest = max(map(len, whole), default=0)
     best = [heads for heads in whole if len(heads) == longest]
@@ -161,6 +169,7 @@ def _head(
     family: Architecture,
     name: str,
     tree: Mapping[str, Any],
+    found: Mapping[str, Any],
     tensors: parameters.NamedTensors,
     labels: tuple[str, ...],
     where: str,
@@ -172,7 +181,7 @@ def _head(
         classes = tensors.shape(kernels[0].theirs)[0]
         if name in ("classification", "token_tagging") and labels and len(labels) != classes:
             raise UserError(f"{where}: id2label names {len(labels)} labels, {kernels[0].theirs} has {classes} rows")
-    return Head(name, tuple(described.settings(tree).items()), max(classes, 1))
+    return Head(name, tuple(described.read(tree, found, where).items()), max(classes, 1))
 
 
 def _labels(found: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ def load(
             target[...] = array
     unfilled = sorted(shapes.keys() - ours.keys())
     assert not unfilled, f"{architecture.model_type} has no rule for {unfilled}"
-    _check_tied(tensors, architecture, where)
+    _check_tied(tensors, architecture, {entry.theirs for entry in mapped}, where)
     return unflatten_dict(ours, sep="/")
 
 
@@ -169,8 +169,11 @@ def _shape_problem(entry: Entry, shape: tuple[int, ...], shapes: Mapping[str, tu
     return None if expected == shape else f"{entry.theirs} is {list(shape)}, config.json describes {list(expected)}"
 
 
-def _check_tied(tensors: NamedTensors, architecture: Architecture, where: str) -> None:
+def _check_tied(tensors: NamedTensors, architecture: Architecture, used: set[str], where: str) -> None:
+    """What only repeats another tensor must be equal to it; a table that the config calls untied is `used`, a parameter itself."""
     for repeat, source in architecture.tied.items():
+        if repeat in used:
+            continue
         if repeat in tensors and source in tensors and not np.array_equal(tensors.read(repeat), tensors.read(source)):
             raise UserError(
                 f"{where}: {repeat} differs from {source}, which config.json says it repeats; for an output table of its own it "

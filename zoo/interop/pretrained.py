@@ -125,6 +125,8 @@ class Pretrained:
     labels: tuple[str, ...] = ()
     sentence_embedding: SentenceEmbedding | None = None
     positions_from_mask: bool = False
+    pad_token_id: int | None = None
+    """What config.json calls padding; a tokenizer's own counts before it."""
 
     def apply(
         self,

@@ -50,7 +50,7 @@ def adopt(tree: dict[str, Any], path: str) -> None:
             made["model"].update(head.model)
     head = {}
     if str(tree["task"].get("name", "")).startswith("masked_lm"):
-        head = dict(family.head("masked_lm").settings(made))
+        head = family.head("masked_lm").read(made, theirs, where)
     take_over(tree, made, head, path)
 
 

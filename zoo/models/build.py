@@ -21,7 +21,7 @@ from zoo.mixers import Style
 from zoo.mixers import registry as mixers
 from zoo.models import remat
 from zoo.models.stage import Stage
-from zoo.models.transformer import Transformer
+from zoo.models.transformer import Pooling, Transformer
 from zoo.registry import coerce, make
 
 _DTYPES = {None: jnp.float32, "float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -41,8 +41,10 @@ class ModelConfig:
       embedding_dim: None = model_dim.
       embedding_projection: a dense layer behind the embeddings, from embedding_dim to model_dim; None = where the two differ, true
         = always (FNet).
-      pooler: a dense layer and `pooler_activation` on the first token, "gelu" (by the error function), "gelu_tanh", "relu", "silu"
+      pooler: a dense layer and `pooler_activation` on one vector of the row, "gelu" (by the error function), "gelu_tanh", "relu", "silu"
         or "tanh"; with `pooler_norm` the norm of the model follows (ModernBERT's head). `pooler_bias` None = use_bias.
+      pooling: that vector: "first" is the first token's, "mean" the mean over the real tokens; "late" has the dense layer at every
+        token and takes the mean of what the pooler gives (EuroBERT).
       unroll: repeats of a stage laid out one after another in the compiled program. All of them is faster on a CPU (a tenth, at
         4 layers), and compiling then takes time by depth.
       stages: the depth where one pattern repeated `num_layers` times does not say it: a tuple of mappings with
@@ -62,6 +64,7 @@ class ModelConfig:
     embedding_projection: bool | None = None
     embedding_norm: bool = True
     pooler: bool = True
+    pooling: Pooling = "first"
     pooler_activation: Activation = "tanh"
     pooler_norm: bool = False
     pooler_bias: bool | None = None
@@ -126,6 +129,7 @@ def build(config: Mapping[str, Any]) -> Transformer:
         embedding_norm=model.embedding_norm,
         norm=norms.build(config["norm"]),
         has_pooler=model.pooler,
+        pooling=model.pooling,
         pooler_activation=model.pooler_activation,
         pooler_bias=model.pooler_bias,
         has_pooler_norm=model.pooler_norm,

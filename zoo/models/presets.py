@@ -28,6 +28,36 @@ def _bert(layers: int, width: int, *, vocab_size: int, encoding: str, max_length
     }
 
 
+def _modernbert(layers: int, width: int, inner: int) -> dict[str, Any]:
+    """Every third layer sees all tokens, those between them 64 to either side; the first has no norm before its mixer."""
+    local = {"mixer": {"name": "softmax", "window": (64, 64)}, "encoding": {"name": "rope", "theta": 1e4}}
+    return {
+        "model": {
+            "vocab_size": 50368,
+            "model_dim": width,
+            "num_heads": width // 64,
+            "num_layers": layers,
+            "max_length": 8192,
+            "token_types": 0,
+            "pooler": False,
+            "pooler_activation": "gelu",
+            "pooler_norm": True,
+            "use_bias": False,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "arrangement": "pre_norm",
+            "stages": (
+                {"pattern": ({"arrangement": {"name": "pre_norm", "mixer_norm": False}},)},
+                {"pattern": (local, local, {}), "repeats": (layers - 1) // 3},
+            ),
+        },
+        "encoding": {"name": "rope", "theta": 1.6e5},
+        "mixer": {"name": "softmax"},
+        "feed_forward": {"name": "geglu", "width": inner},
+        "norm": {"name": "layernorm", "epsilon": 1e-5, "use_bias": False},
+    }
+
+
 _PRESETS = {
     # Devlin et al. 2018 (arXiv:1810.04805), section 3; English, uncased.
     "bert-base": _bert(12, 768, vocab_size=30522, encoding="learned"),
@@ -42,6 +72,9 @@ _PRESETS = {
     # Wei et al. 2019 (arXiv:1909.00204), section 3; Chinese.
     "nezha-base": _bert(12, 768, vocab_size=21128, encoding="nezha"),
     "nezha-large": _bert(24, 1024, vocab_size=21128, encoding="nezha"),
+    # Warner et al. 2024 (arXiv:2412.13663), section 2.1 and table 4; `pooler` is the head of its classifiers.
+    "modernbert-base": _modernbert(22, 768, 1152),
+    "modernbert-large": _modernbert(28, 1024, 2624),
 }
 
 

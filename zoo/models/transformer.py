@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,13 +22,16 @@ from zoo.models.refinement import Refinement
 from zoo.models.sentences import Sentences, count, nothing
 from zoo.models.stage import Stage, distinct_encodings, scanned
 
+Pooling = Literal["first", "mean", "late"]
+
 
 class EncoderOutput(NamedTuple):
     """What the Transformer returns.
 
     Attributes:
       hidden: `[B, T, D]`, the last layer's output.
-      pooled: `[B, D]`, act(W hidden[:, 0] + b), normalised where the model says so, or None without a pooler.
+      pooled: `[B, D]`, act(W hidden[:, 0] + b), normalised where the model says so and over all tokens where `pooling` does, or
+        None without a pooler.
       hidden_states: `[L + 1, B, T, D]` of the embeddings and every layer, where asked for.
       cache: the decoding cache after this call.
       refined: `[B, T, E]`, what refinement layers made of an encoding's positions, or None without such.
@@ -54,7 +57,8 @@ class Transformer(nn.Module):
       token_types: rows of the token-type table, 0 for none.
       embedding_norm: whether the embeddings are normalised.
       norm: of the embeddings and the end of the stream.
-      has_pooler: whether to pool the first token.
+      has_pooler: whether to make one vector of a row.
+      pooling: of what, as `ModelConfig` has it.
       pooler_activation, pooler_bias: of the pooler; a bias of None is that of the style.
       has_pooler_norm: whether `norm` follows the pooler's activation.
       causal: whether a token sees only those before it.
@@ -72,6 +76,7 @@ class Transformer(nn.Module):
     embedding_norm: bool = True
     norm: Norm = LayerNorm()
     has_pooler: bool = True
+    pooling: Pooling = "first"
     pooler_activation: Activation = "tanh"
     pooler_bias: bool | None = None
     has_pooler_norm: bool = False
@@ -183,7 +188,7 @@ class Transformer(nn.Module):
             cache = cache._replace(layers=tuple(caches), embedding=embedding_cache)
         return EncoderOutput(
             hidden=x,
-            pooled=self._pool(x[:, 0]) if self.has_pooler else None,
+            pooled=self._pool(x, segment_ids) if self.has_pooler else None,
             hidden_states=jnp.concatenate(states) if hidden_states else None,
             cache=cache,
             refined=refined,
@@ -269,9 +274,15 @@ class Transformer(nn.Module):
         """What kernels start from."""
         return nn.initializers.truncated_normal(self.style.stddev)
 
-    def _pool(self, first: jax.Array) -> jax.Array:
-        pooled = activate(self.pooler_activation, self.pooler(first))
-        return self.pooler_norm(pooled) if self.has_pooler_norm else pooled
+    def _pool(self, x: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+        """`[B, T, D]` → `[B, D]`."""
+        if self.pooling == "first":
+            x = x[:, 0]
+        elif self.pooling == "mean":
+            x = mean_of_tokens(x, segment_ids)
+        pooled = activate(self.pooler_activation, self.pooler(x))
+        pooled = self.pooler_norm(pooled) if self.has_pooler_norm else pooled
+        return mean_of_tokens(pooled, segment_ids).astype(x.dtype) if self.pooling == "late" else pooled
 
     def _positions(self, input_ids: jax.Array, given: Any, cache: DecodingCache | None) -> Positions:
         length = input_ids.shape[1]
@@ -310,6 +321,13 @@ class Transformer(nn.Module):
     def _span(self, queries: Positions, cache: DecodingCache | None) -> int:
         length = queries.length if cache is None else cache.capacity
         return max(1, (length if queries.contiguous else max(length, self.dims.max_length)) - 1)
+
+
+def mean_of_tokens(x: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+    """The mean over each row's real tokens, `[B, T, D]` → float32 `[B, D]`; zeros for a row of padding."""
+    real = jnp.ones(x.shape[:2], bool) if segment_ids is None else segment_ids > 0
+    total = jnp.where(real[..., None], x.astype(jnp.float32), 0).sum(1)
+    return total / jnp.maximum(real.sum(1, keepdims=True), 1)
 
 
 class Encodings(nn.Module):

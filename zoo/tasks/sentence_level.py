@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from zoo.data.truncation import longest_first
 from zoo.errors import UserError
+from zoo.models.transformer import mean_of_tokens
 from zoo.tasks.heads import Heads, LinearHead
 from zoo.tasks.task import Task, encode, field
 
@@ -39,7 +39,7 @@ class SentenceLevel(Task):
     first `max_length` − 2 pieces. The number of rows cut so is among the scores (`truncated_rows`).
 
     Attributes:
-      pooling: "cls": the model's pooled output, a tanh layer over [CLS]; "mean": the mean of the last layer over all
+      pooling: "cls": the model's pooled output, for BERT a tanh layer over [CLS]; "mean": the mean of the last layer over all
         real tokens, special ones included.
     """
 
@@ -112,9 +112,7 @@ def head_outputs(
     encoded = encode(model, batch, train)
     pooled = encoded.pooled
     if pooling == "mean":
-        real = (batch["segment_ids"] > 0)[..., None]
-        total = jnp.where(real, encoded.hidden.astype(jnp.float32), 0).sum(1)
-        pooled = total / jnp.maximum(real.sum(1), 1)
+        pooled = mean_of_tokens(encoded.hidden, batch["segment_ids"])
     elif pooled is None:
         raise UserError(f"{task} with pooling='cls' needs a model with a pooler; or choose pooling='mean'")
     head = functools.partial(LinearHead, classes=outputs, dropout=model.dropout, initializer=model.initializer())

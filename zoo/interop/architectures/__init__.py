@@ -5,8 +5,9 @@ from __future__ import annotations
 from zoo.errors import UserError, near
 from zoo.interop.architecture import Architecture
 from zoo.interop.architectures.bert import BERT, NEZHA
+from zoo.interop.architectures.modernbert import MODERNBERT
 
-ARCHITECTURES: dict[str, Architecture] = {family.model_type: family for family in (BERT, NEZHA)}
+ARCHITECTURES: dict[str, Architecture] = {family.model_type: family for family in (BERT, NEZHA, MODERNBERT)}
 
 
 def architecture(model_type: str, where: str) -> Architecture:
