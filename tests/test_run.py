@@ -111,7 +111,7 @@ def test_the_folder_alone_gives_the_run_back(tmp_path):
 
 
 def test_what_is_no_run_gives_none_back(corpus, tmp_path):
-    with pytest.raises(UserError, match=r"is neither a run folder nor .* it has no config\.json"):
+    with pytest.raises(UserError, match=r"is not a run folder: it has no config\.json"):
         reassemble(tmp_path)
     save_run(assemble(config(corpus, "masked_lm"), tmp_path / "run"), tmp_path / "run")
     with pytest.raises(UserError, match="has no checkpoint yet"):
