@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -31,7 +32,8 @@ def files(tmp_path) -> Path:
 
 
 def config(files: Path, *overrides, start: str = "bert"):
-    given = [("init_from", files / start), ("data.train", files / "train.tsv"), ("train.batch_size", 8), *overrides]
+    usual = {"init_from": files / start, "data.train": files / "train.tsv", "train.batch_size": 8}
+    given = [*((key, value) for key, value in usual.items() if key not in dict(overrides)), *overrides]
     return load_config(f"{ROOT}/configs/finetune.py:classification", [(key, str(value)) for key, value in given])
 
 
@@ -65,7 +67,8 @@ def test_pretraining_goes_on_with_the_checkpoints_head(files):
     parts = assemble(config(files, *text, ("model.pooler", "False"), start="tanh"), files / "run")
     assert (parts.task.activation, parts.task.norm_epsilon) == ("gelu_tanh", 1e-5)
     batch = next(evaluation_batches(parts.examples("train", files / "run"), parts.features, batch_size=1))
-    fresh = parts.module.init(jax.random.key(0), batch)["params"]
+    shapes = jax.eval_shape(parts.module.init, jax.random.key(0), batch)["params"]
+    fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     taken = load_parameters(str(files / "tanh"), fresh)
     kernel = small_checkpoints.weights()["cls.predictions.transform.dense.weight"]
     np.testing.assert_array_equal(taken["heads"]["masked_lm"]["dense"]["kernel"], kernel.T)
