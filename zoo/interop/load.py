@@ -36,6 +36,8 @@ CONFIG, TOKENIZER, CHECKPOINTS = "config.json", "tokenizer", "checkpoints"
 MODEL = ("model", "encoding", "mixer", "feed_forward", "norm")
 # What a config file of ours has and one of theirs has not.
 _OURS = "format_version"
+# Layers that share their parameters are no tensors of their own.
+_DEEPEST = 1000
 # The fields of a task that say what its masked-LM head computes.
 HEAD_SETTINGS = ("activation", "norm_epsilon", "transform", "transform_bias", "output_bias", "tied")
 # From this size on a person wants to see that something moves.
@@ -56,6 +58,8 @@ def load_pretrained(path: str | os.PathLike[str], *, heads: bool = True) -> Pret
     directory = Path(path)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; a checkpoint is a directory with a config.json")
+    if not (directory / CONFIG).is_file():
+        raise UserError(f"{directory} is neither a checkpoint's directory nor a run folder: it has no {CONFIG}")
     return _load_theirs(directory, heads) if is_checkpoint(directory) else _load_run(directory)
 
 
@@ -79,6 +83,7 @@ def _load_theirs(directory: Path, with_heads: bool) -> Pretrained:
     found, family, where = family_of(directory)
     tree = family.read(found, where)
     with open_weights(directory) as weights:
+        _check_depth(tree, len(weights.names()), where)
         names = _heads_of(family, found, weights.names(), where) if with_heads else ()
         tensors = parameters.NamedTensors(weights, family, heads=bool(names))
         tree["model"]["pooler"] = any(family.prefix + rule.theirs in tensors for rule in family.pooler)
@@ -86,7 +91,10 @@ def _load_theirs(directory: Path, with_heads: bool) -> Pretrained:
             tree["model"].update(family.head(name).model)
         labels = _labels(found, where)
         heads = tuple(_head(family, name, tree, found, tensors, labels, where) for name in names)
-        model = build(tree)
+        try:
+            model = build(tree)
+        except UserError as error:
+            raise UserError(f"{where} describes a model that cannot be built: {error}") from error
         module = EncoderWithHeads(model, heads, family.own_positions)
         shapes = _shapes(module)
         mapped = parameters.written_out(family, tree, names, model.stages, shapes)
@@ -108,7 +116,7 @@ def _load_theirs(directory: Path, with_heads: bool) -> Pretrained:
     classified = any(head.name in ("classification", "token_tagging") for head in heads)
     return Pretrained(
         model=model,
-        params=jax.tree.map(jnp.asarray, params),
+        params=params,
         tokenizer=tokenizer,
         config=ConfigDict(tree).lock(),
         architecture=family.model_type,
@@ -118,6 +126,15 @@ def _load_theirs(directory: Path, with_heads: bool) -> Pretrained:
         positions_from_mask=family.own_positions,
         pad_token_id=found.get("pad_token_id"),
     )
+
+
+def _check_depth(tree: Mapping[str, Any], num_tensors: int, where: str) -> None:
+    """Refuses more layers than the file can hold before their names are written out."""
+    layers, shared = tree["model"]["num_layers"], any(stage.get("share") for stage in tree["model"]["stages"])
+    if layers > (_DEEPEST if shared else num_tensors):
+        raise UserError(
+            f"{where} describes {layers} layers, the weights are {num_tensors} tensors; they are not of one model"
+        )
 
 
 def _family(found: Mapping[str, Any], where: str) -> Architecture:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -110,7 +111,8 @@ def load(
     unfilled = sorted(shapes.keys() - ours.keys())
     assert not unfilled, f"{architecture.model_type} has no rule for {unfilled}"
     _check_tied(tensors, architecture, {entry.theirs for entry in mapped}, where)
-    return unflatten_dict(ours, sep="/")
+    # One by one, so that no more than one parameter is there twice.
+    return unflatten_dict({path: jnp.asarray(ours.pop(path)) for path in sorted(ours)}, sep="/")
 
 
 def store(

@@ -27,6 +27,8 @@ class Setting:
 
 
 REQUIRED = object()
+# Sizes beyond this are a damaged or hostile file's, and shapes of them would overflow.
+LARGEST = 10**8
 
 
 def must_be(key: str, *values: Any) -> Setting:
@@ -114,6 +116,8 @@ def _check_type(value: Any, setting: Setting, where: str) -> None:
     fits = isinstance(value, int | float) if wanted is float else isinstance(value, wanted)
     if not fits or (isinstance(value, bool) and wanted is not bool):
         raise UserError(f"{where}: {setting.theirs} must be of type {wanted.__name__}, but is {value!r}")
+    if wanted is int and not -LARGEST <= value <= LARGEST:
+        raise UserError(f"{where}: {setting.theirs}={value} is larger than any model's; it must be at most {LARGEST}")
 
 
 def _copy(value: Any) -> Any:
