@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from zoo.config import difference, plain
 from zoo.errors import UserError, near, writing
@@ -53,9 +55,8 @@ def export(
         settings = {**settings, **_head_written_as(head, family, tree)}
     shapes = pretrained.parameter_shapes()
     mapped = parameters.written_out(family, tree, names, pretrained.model.stages, shapes)
-    tensors = dict(parameters.store(pretrained.params, family, mapped))
-    if not names:
-        tensors = {name.removeprefix(family.prefix): tensor for name, tensor in tensors.items()}
+    bare = "" if names else family.prefix
+    tensors = ((name.removeprefix(bare), array) for name, array in parameters.store(pretrained.params, family, mapped))
     described = {"architectures": [class_name], "model_type": family.model_type, "dtype": "float32", **settings}
     if pretrained.labels:
         described["id2label"] = {str(number): label for number, label in enumerate(pretrained.labels)}
@@ -118,7 +119,9 @@ def _computed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(task, name) for name in HEAD_SETTINGS if name not in without}
 
 
-def _write(path: Path, described: Mapping[str, Any], tensors: Mapping[str, Any], pretrained: Pretrained) -> None:
+def _write(
+    path: Path, described: Mapping[str, Any], tensors: Iterable[tuple[str, np.ndarray]], pretrained: Pretrained
+) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
@@ -128,6 +131,8 @@ def _write(path: Path, described: Mapping[str, Any], tensors: Mapping[str, Any],
             else:
                 pretrained.tokenizer.save(whole)
             (whole / CONFIG).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            if pretrained.sentence_embedding is not None:
+                pretrained.sentence_embedding.save(whole, pretrained.model.model_dim)
             write_weights(whole, tensors)
             if path.exists():
                 path.rmdir()

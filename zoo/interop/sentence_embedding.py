@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,23 @@ class SentenceEmbedding:
         if not self.normalize:
             return pooled
         return pooled / np.maximum(np.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
+
+    def save(self, directory: Path, width: int) -> None:
+        """Writes modules.json and what it names, of which `sentence_embedding` makes the same again."""
+        names = ("Transformer", "Pooling", "Normalize")[: 3 if self.normalize else 2]
+        folders = ("", *(f"{number}_{name}" for number, name in enumerate(names) if number))
+        modules = [
+            {"idx": number, "name": str(number), "path": folder, "type": f"sentence_transformers.models.{name}"}
+            for number, (name, folder) in enumerate(zip(names, folders, strict=True))
+        ]
+        pooling = {"word_embedding_dimension": width} | {key: its == self.pooling for key, its in _POOLINGS.items()}
+        (directory / folders[1]).mkdir()
+        for name, value in (
+            ("modules.json", modules),
+            (f"{folders[1]}/config.json", pooling),
+            ("sentence_bert_config.json", {"max_seq_length": self.max_length, "do_lower_case": False}),
+        ):
+            (directory / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def sentence_embedding(directory: Path) -> SentenceEmbedding | None:
