@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zoo.atomic import write_atomically
 from zoo.command_line import Parser
-from zoo.commands import encodings_page
+from zoo.commands import checkpoints_page, encodings_page
 from zoo.commands.list_parts import preset_parameters
 from zoo.errors import UserError
 from zoo.parts import REGISTRIES, describe_fields, schema, summary
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"no folder {flags.folder}; run this in the repository, or name it with --folder")
     made = {name: "\n".join(make()) + "\n" for name, make in TABLES.items()}
     made["encodings.md"] = encodings_page.page(flags.folder)
+    made["checkpoints.md"] = checkpoints_page.page(flags.folder)
     stale = 0
     for name, text in made.items():
         path = flags.folder / name

@@ -1,0 +1,87 @@
+"""How far our model is from the source library's: in outputs, in gradients, and in what that library computes from our export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import zoo
+from tests.peers import checkpoints
+from zoo.interop import parameters
+from zoo.interop.architectures import architecture
+from zoo.interop.pretrained import Pretrained
+
+# At padding nobody reads what is computed, and libraries differ.
+BY_TOKEN = ("hidden", "logits")
+
+
+def of_outputs(made: checkpoints.Made, ours: Pretrained) -> float:
+    """The largest difference of an output at a real token; every output of theirs must be there."""
+    assert np.abs(made.outputs["hidden"]).max() > 0.1
+    found = ours.apply(**made.inputs)
+    return max(_apart(name, getattr(found, name), expected, made) for name, expected in made.outputs.items())
+
+
+def of_gradients(made: checkpoints.Made, ours: Pretrained) -> float:
+    """The largest difference of a gradient, relative to the largest gradient; of the sum of all outputs in random proportions."""
+    rng, real = np.random.default_rng(1), made.inputs["attention_mask"]
+    weights = {name: rng.standard_normal(array.shape).astype(np.float32) for name, array in made.outputs.items()}
+    for name in BY_TOKEN:
+        if name in weights and weights[name].shape[:2] == real.shape:
+            weights[name] *= real.reshape(real.shape + (1,) * (weights[name].ndim - 2))
+    theirs = checkpoints.run(made.model, made.inputs)
+    sum((theirs[name] * torch.tensor(weight)).sum() for name, weight in weights.items()).backward()
+    expected = {n: p.grad.numpy() for n, p in made.model.named_parameters() if p.grad is not None}
+    found = _in_their_names(_gradients(made, ours, weights), ours)
+    assert set(expected) == set(found), set(expected) ^ set(found)
+    size = max(float(np.abs(gradient).max()) for gradient in expected.values())
+    return max(float(np.abs(found[name] - gradient).max()) for name, gradient in expected.items()) / size
+
+
+def of_export(made: checkpoints.Made, ours: Pretrained, before: Path, after: Path) -> float:
+    """The largest difference of an output that the source library computes from our export; `before` is what was loaded.
+
+    Every tensor must be taken, and config.json must say again what it said.
+    """
+    exported = zoo.export(ours, after)
+    theirs, report = type(made.model).from_pretrained(exported, output_loading_info=True, attn_implementation="eager")
+    assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    with torch.no_grad():
+        again = {name: tensor.numpy() for name, tensor in checkpoints.run(theirs.eval(), made.inputs).items()}
+    said, says = (json.loads((folder / "config.json").read_text("utf-8")) for folder in (before, exported))
+    changed = {key for key in says if key in said and said[key] != says[key]} - {"transformers_version"}
+    assert not changed, {key: (said[key], says[key]) for key in changed}
+    return max(_apart(name, again[name], expected, made) for name, expected in made.outputs.items())
+
+
+def _apart(name: str, found: object, expected: np.ndarray, made: checkpoints.Made) -> float:
+    assert found is not None, f"{name} is missing"
+    found, real = np.asarray(found), made.inputs["attention_mask"]
+    assert found.shape == expected.shape, name
+    if name in BY_TOKEN and found.shape[:2] == real.shape:
+        found, expected = found[real > 0], expected[real > 0]
+    return float(np.abs(found - expected).max())
+
+
+def _gradients(made: checkpoints.Made, ours: Pretrained, weights: dict[str, np.ndarray]) -> dict:
+    taken = ("input_ids", "attention_mask", "token_type_ids")
+    arguments = [jnp.asarray(made.inputs[n], jnp.int32) if n in made.inputs else None for n in taken]
+
+    def total(params: dict) -> jax.Array:
+        out = ours.module.apply({"params": params}, *arguments)
+        return sum((getattr(out, name) * weight).sum() for name, weight in weights.items())
+
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(jax.grad(total))(ours.params)
+
+
+def _in_their_names(tree: dict, ours: Pretrained) -> dict[str, np.ndarray]:
+    family, names = architecture(ours.architecture, "test"), [head.name for head in ours.heads]
+    mapped = parameters.written_out(family, ours.config, names, ours.model.stages, ours.parameter_shapes())
+    bare = "" if names else family.prefix
+    return {name.removeprefix(bare): array for name, array in parameters.store(tree, family, mapped)}
