@@ -107,7 +107,7 @@ def test_wrong_names_are_errors_not_refusals():
 
 
 # With the softmax mixer every encoding runs in `make test`; with another those that between them have all it does differently.
-COVERING = {"fourier": {"learned", "dpe"}}
+COVERING = {"fourier": {"learned", "dpe"}, "mixed_attention": {"deberta", "tape"}}
 
 
 def mask_of(row):

@@ -39,6 +39,7 @@ class BlockSpec:
         """
         grouped = dims.num_kv_heads != dims.num_heads
         require_compatible(self.encodings, self.mixer, mask=mask, grouped_heads=grouped)
+        self.mixer.attention_dims(dims)
         self.feed_forward.check(dims)
         if self.convolution is not None:
             self.convolution.check(dims, mask)
@@ -54,7 +55,8 @@ class Block(nn.Module):
     def setup(self):
         spec = self.spec
         self.mixer = spec.mixer.module(self.dims, spec.encodings, self.style)
-        self.after = [e.after_feed_forward(self.dims) for e in spec.encodings]
+        attention = spec.mixer.attention_dims(self.dims)
+        self.after = [e.after_feed_forward(attention) for e in spec.encodings]
         if not spec.mixer.replaces_block:
             self.feed_forward = spec.feed_forward.module(self.dims, self.style)
             for name in spec.arrangement.norms:

@@ -102,6 +102,14 @@ class Mixer(abc.ABC):
     def module(self, dims: Dims, encodings: tuple[Encoding, ...], style: Style) -> nn.Module:
         """The module of one layer."""
 
+    def attention_dims(self, dims: Dims) -> Dims:
+        """The sizes of its attention in a model of `dims`: those that encodings get which meet its queries and keys.
+
+        Raises:
+          UserError: the mixer cannot be made at these sizes.
+        """
+        return dims
+
     def init_cache(self, dims: Dims, encodings: tuple[Encoding, ...], batch: int, max_length: int, dtype: Any) -> Any:
         """What one layer carries while decoding.
 

@@ -104,12 +104,30 @@ class SoftmaxAttention(nn.Module):
         context: jax.Array | None = None,
         cache: KeyValueCache | None = None,
     ) -> tuple[jax.Array, dict[str, Any], KeyValueCache | None]:
+        out, side, cache = self._attend(
+            self.query(x), x, side, mask=mask, shared=shared, place=place, context=context, cache=cache
+        )
+        return self.output(out.reshape(*out.shape[:-2], -1)), side, cache
+
+    def _attend(
+        self,
+        query: jax.Array,
+        x: jax.Array,
+        side: dict[str, Any],
+        *,
+        mask: AttentionMask,
+        shared: tuple[Any, ...],
+        place: Place,
+        context: jax.Array | None,
+        cache: KeyValueCache | None,
+    ) -> tuple[jax.Array, dict[str, Any], KeyValueCache | None]:
+        """The heads before the output projection, `[B, T, N, H]`, for projected queries `[B, T, N·H]` of x."""
         if (context is None) != (place.sources is None):
             raise ValueError("a context comes with its positions in place.sources, and those with a context")
         project = Project(self._split(self.query), self._split(self.key), self._split(self.value))
         source = x if context is None else context
         site = Site(x=x, source=source, side=side, project=project, place=place, mask=mask)
-        made = Encoded(project.query(x), project.key(source), project.value(source))
+        made = Encoded(self._heads(query), project.key(source), project.value(source))
         own_caches = (None,) * len(self.encodings) if cache is None else cache.encodings
         encoded, sites = encode(self.encoding, made, shared, site, own_caches)
         k, v = encoded.k, encoded.v
@@ -129,15 +147,17 @@ class SoftmaxAttention(nn.Module):
             dropout=self._dropout(place.train),
             implementation=self.mixer.implementation,
         )
-        out, side = bring_back(self.encoding, out, shared, side, sites)
-        return self.output(out.reshape(*out.shape[:-2], -1)), side, cache
+        return *bring_back(self.encoding, out, shared, side, sites), cache
 
     def _projection(self, name: str, features: int) -> nn.Dense:
         biases = self.mixer.biases
         return self.style.dense(features, use_bias=None if biases is None else name in biases)
 
     def _split(self, dense: nn.Dense):
-        return lambda h: dense(h).reshape(*h.shape[:-1], -1, self.dims.head_dim)
+        return lambda h: self._heads(dense(h))
+
+    def _heads(self, h: jax.Array) -> jax.Array:
+        return h.reshape(*h.shape[:-1], -1, self.dims.head_dim)
 
     def _narrowed(self, mask: AttentionMask) -> AttentionMask:
         """The caller's mask and the mixer's own window: what both allow."""

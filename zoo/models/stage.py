@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
@@ -26,12 +26,31 @@ class Stage:
     share: bool = False
 
 
-def distinct_encodings(stages: tuple[Stage, ...]) -> tuple[Encoding, ...]:
-    """Every encoding once, in order of first use: equal encodings in several blocks share their tables."""
-    found: dict[Encoding, None] = {}
+@dataclass(frozen=True)
+class Fitted:
+    """An encoding at the sizes of the attention that uses it; `first` among those of the encoding, whatever its size."""
+
+    encoding: Encoding
+    dims: Dims
+    first: bool = field(default=True, compare=False)
+
+
+def fitted_encodings(stages: tuple[Stage, ...], dims: Dims) -> tuple[Fitted, ...]:
+    """Every encoding once for each size of attention that uses it, in order of first use.
+
+    Equal encodings in several blocks share their tables where the mixers' attention has one size; what is added at the input
+    is added once.
+
+    Raises:
+      UserError: a mixer does not fit the model's sizes.
+    """
+    found: dict[Fitted, None] = {}
     for stage in stages:
         for spec in stage.pattern:
-            found.update(dict.fromkeys(spec.encodings))
+            own = spec.mixer.attention_dims(dims)
+            for encoding in spec.encodings:
+                first = all(other.encoding != encoding for other in found)
+                found.setdefault(Fitted(encoding, own, first))
     return tuple(found)
 
 
@@ -39,7 +58,7 @@ class Pattern(nn.Module):
     """One turn of the pattern: the body of the scan, with carry (x, side)."""
 
     pattern: tuple[BlockSpec, ...]
-    encodings: tuple[Encoding, ...]
+    encodings: tuple[Fitted, ...]
     dims: Dims
     style: Style
     remat_policy: str
@@ -60,7 +79,8 @@ class Pattern(nn.Module):
         new_caches, outputs = [], []
         for index, spec in enumerate(self.pattern):
             cache = None if caches is None else caches[index]
-            own_shared = tuple(shared[self.encodings.index(e)] for e in spec.encodings)
+            own = spec.mixer.attention_dims(self.dims)
+            own_shared = tuple(shared[self.encodings.index(Fitted(e, own))] for e in spec.encodings)
             x, side, cache = block(spec, self.dims, self.style, name=f"block_{index}")(
                 x, side, cache, own_shared, mask, place
             )
@@ -74,7 +94,7 @@ class Pattern(nn.Module):
 
 def scanned(
     stage: Stage,
-    encodings: tuple[Encoding, ...],
+    encodings: tuple[Fitted, ...],
     dims: Dims,
     style: Style,
     remat_policy: str,

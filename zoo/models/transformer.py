@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.attention import AttentionMask, Positions
-from zoo.encodings import Dims, Encoding, Place
+from zoo.encodings import Dims, Place
 from zoo.errors import UserError
 from zoo.layers.activations import Activation, activate
 from zoo.layers.block import BlockSpec
@@ -20,7 +20,7 @@ from zoo.mixers import Style
 from zoo.models.cache import DecodingCache
 from zoo.models.refinement import Refinement
 from zoo.models.sentences import Sentences, count, nothing
-from zoo.models.stage import Stage, distinct_encodings, scanned
+from zoo.models.stage import Fitted, Stage, fitted_encodings, scanned
 
 Pooling = Literal["first", "mean", "late"]
 
@@ -100,7 +100,7 @@ class Transformer(nn.Module):
             self.style,
             bool(self.embedding_projection),
         )
-        encodings = distinct_encodings(self.stages)
+        encodings = self._fitted()
         self.encodings = Encodings(encodings, self.dims, self.embedding_dim, self.block_specs()[0], self.style)
         self.stage = [
             scanned(stage, encodings, self.dims, self.style, self.remat_policy, self.unroll) for stage in self.stages
@@ -207,9 +207,12 @@ class Transformer(nn.Module):
                 f"model.embedding_projection=False, but the embeddings have width {self.embedding_dim} and the model "
                 f"{self.dims.model_dim}; leave it None, or make model.embedding_dim and model.model_dim equal"
             )
-        carrying = [part.name for part in distinct_encodings(self.stages) if "side" in part.facts().kinds]
+        carrying = [part.encoding.name for part in self._fitted() if "side" in part.encoding.facts().kinds]
         if len(set(carrying)) < len(carrying):
-            raise UserError(f"two variants of one encoding carry state from layer to layer: {', '.join(carrying)}")
+            raise UserError(
+                "two variants of one encoding carry state from layer to layer, or one does in attention of two sizes: "
+                f"{', '.join(carrying)}"
+            )
         if len(self._separators()) > 1:
             raise UserError(
                 f"the encodings end sentences with different separators, {' and '.join(map(str, self._separators()))}; "
@@ -224,7 +227,8 @@ class Transformer(nn.Module):
         """
         if not self.causal:
             raise UserError("decoding needs a causal model: set model.causal=True")
-        encodings = distinct_encodings(self.stages)
+        fitted = self._fitted()
+        encodings = [part.encoding for part in fitted]
         for part in encodings:
             if not part.facts().decodes:
                 raise UserError(f"position encoding {part.name!r} cannot be evaluated step by step")
@@ -241,7 +245,10 @@ class Transformer(nn.Module):
         sentences = slots if any(part.facts().sentences for part in encodings) else None
         return DecodingCache(
             layers=tuple(layers),
-            embedding=tuple(e.init_embedding_cache(width, batch, max_length, self.style.dtype) for e in encodings),
+            embedding=tuple(
+                part.encoding.init_embedding_cache(width, batch, max_length, self.style.dtype) if part.first else None
+                for part in fitted
+            ),
             token=slots,
             segments=slots,
             length=jnp.zeros((), jnp.int32),
@@ -294,16 +301,19 @@ class Transformer(nn.Module):
             given = Positions(token=given)
         return given
 
+    def _fitted(self) -> tuple[Fitted, ...]:
+        return fitted_encodings(self.stages, self.dims)
+
     def _separators(self) -> tuple[tuple[int, ...], ...]:
         """What the encodings end sentences with, each once."""
-        found = (part.facts().separators for part in distinct_encodings(self.stages))
+        found = (part.encoding.facts().separators for part in self._fitted())
         return tuple(dict.fromkeys(separators for separators in found if separators))
 
     def _sentences(
         self, input_ids: jax.Array, segment_ids: jax.Array | None, given: Positions, cache: DecodingCache | None
     ) -> Sentences | None:
         """The sentences that an encoding needs, counted from the ids where the positions do not say."""
-        needing = [part.name for part in self.encodings.parts if part.facts().sentences]
+        needing = [part.encoding.name for part in self._fitted() if part.first and part.encoding.facts().sentences]
         if cache is not None and cache.counted is not None and given.sentence is not None:
             raise UserError(
                 "this cache counts sentences from the input ids: leave sentence indices out of the positions"
@@ -333,7 +343,7 @@ def mean_of_tokens(x: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
 class Encodings(nn.Module):
     """What the encodings do outside the layers; part k's modules stand under the name k."""
 
-    parts: tuple[Encoding, ...]
+    parts: tuple[Fitted, ...]
     dims: Dims
     embedding_dim: int
     spec: BlockSpec
@@ -364,25 +374,26 @@ class Encodings(nn.Module):
     def init_side(self, x: jax.Array, place: Place) -> dict[str, Any]:
         """What the parts carry from layer to layer, by name."""
         pairs = zip(self.parts, self._modules(), strict=True)
-        return {part.name: m.side(x, place) for part, m in pairs if m.side is not None}
+        return {part.encoding.name: m.side(x, place) for part, m in pairs if m.side is not None}
 
     def _modules(self) -> list[EncodingModules]:
         return [getattr(self, str(index)) for index in range(len(self.parts))]
 
 
 class EncodingModules(nn.Module):
-    """The modules of one encoding that are not a layer's."""
+    """The modules of one encoding that are not a layer's: at the input at the model's sizes, for the layers at those of attention."""
 
-    part: Encoding
+    part: Fitted
     dims: Dims
     embedding_dim: int
     spec: BlockSpec
     style: Style
 
     def setup(self):
+        encoding, first = self.part.encoding, self.part.first
         at_input = dataclasses.replace(self.dims, model_dim=self.embedding_dim)
-        self.embedding = self.part.embedding(at_input)
-        layers = self.part.refinement_layers
+        self.embedding = encoding.embedding(at_input) if first else None
+        layers = encoding.refinement_layers if first else 0
         self.refinement = Refinement(self.spec, layers, at_input, self.style) if layers else None
-        self.shared = self.part.shared(self.dims)
-        self.side = self.part.init_side(self.dims)
+        self.shared = encoding.shared(self.part.dims)
+        self.side = encoding.init_side(self.part.dims)
