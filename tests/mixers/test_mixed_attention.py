@@ -19,6 +19,7 @@ from zoo.mixers import registry as mixers
 from zoo.mixers.mixed_attention import MixedAttention, dynamic_convolution, neighbours
 from zoo.mixers.softmax import Softmax
 from zoo.models import Stage, Transformer
+from zoo.models.attention_scores import attention_scores
 from zoo.models.parameters import has_layer_axis, parameter_shapes
 from zoo.training.optimizer import DECAY_RULES, decay_mask
 from zoo.training.sharding import make_mesh, parameter_shardings
@@ -147,6 +148,8 @@ def test_encodings_in_attention_of_two_sizes_have_tables_of_two_sizes():
         "encodings/1/shared/table": (32, 4),
         "encodings/4/shared/table": (32, 2),
     }
+    with pytest.raises(UserError, match="the layers have 2 or 4 heads"):
+        attention_scores(model, {}, tokens(1, 4))
     tape = tuple(BlockSpec(mixer=m, encodings=(registry.build("tape"),)) for m in (Softmax(), MixedAttention()))
     with pytest.raises(UserError, match="or one does in attention of two sizes: tape, tape"):
         Transformer(vocab_size=29, dims=DIMS, stages=(Stage(tape),)).check()

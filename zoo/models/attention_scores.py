@@ -29,8 +29,13 @@ def attention_scores(
       positions: `[B, T]`, growing by one inside every segment.
 
     Raises:
-      UserError: a layer has no such scores, or the model cannot take these rows.
+      UserError: a layer has no such scores, layers differ in the number of their heads, or the model cannot take these rows.
     """
+    heads = sorted({spec.mixer.attention_dims(model.dims).num_heads for spec in model.block_specs()})
+    if len(heads) > 1:
+        raise UserError(
+            f"the scores of all layers are one array, and the layers have {' or '.join(map(str, heads))} heads"
+        )
     optional: dict[str, Any] = {} if segment_ids is None else {"segment_ids": segment_ids}
     if positions is not None:
         optional["positions"] = Positions(positions, contiguous=True)
