@@ -66,10 +66,11 @@ class Clip:
 class LogBuckets:
     """DeBERTa's rows δ over query minus key, exact near the diagonal and logarithmic beyond it.
 
-    With x = −r, mid = buckets / 2, M = max_distance and |x| ≤ M − 1:
+    With x = −r, mid = buckets / 2 and M = max_distance:
         bucket(x) = x                                                             for |x| ≤ mid
                   = sign(x) (⌈ ln(|x|/mid) / ln((M−1)/mid) · (mid − 1) ⌉ + mid)    beyond
         ρ(r) = clip(bucket(x) + buckets, 0, 2·buckets − 1),  a table of 2·buckets rows.
+    So keys M and more to the right have row 0, which no nearer key has, and those to the left the last row, as at M − 1.
     Source: He, Gao, Chen 2021 (arXiv:2111.09543); the boundaries are those of the released code, computed once on the host.
     """
 
@@ -87,7 +88,7 @@ class LogBuckets:
     def lookup(self) -> np.ndarray:
         x = -np.arange(-self.span, self.span + 1)
         mid = self.buckets // 2
-        distance = np.minimum(np.abs(x), self.max_distance - 1)
+        distance = np.abs(x)
         far = np.maximum(distance, mid) / mid
         logarithmic = np.ceil(np.log(far) / math.log((self.max_distance - 1) / mid) * (mid - 1)) + mid
         bucket = np.where(distance <= mid, distance, logarithmic) * np.sign(x)

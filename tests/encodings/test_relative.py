@@ -113,20 +113,23 @@ def deberta_params():
 V1 = {"name": "deberta", "buckets": None, "max_distance": 3, "share_projections": False, "norm": False}
 
 
-@pytest.mark.parametrize("p2c", ["code", "paper", "none"])
-def test_deberta_is_three_products_and_its_scale_counts_them(p2c):
+@pytest.mark.parametrize(("p2c", "key_bias"), [("code", False), ("paper", True), ("none", True)])
+def test_deberta_is_three_products_and_its_scale_counts_them(p2c, key_bias):
     params = deberta_params()
     if p2c == "none":
         params["layer"].pop("query")
-    rows = np.clip(3 - R, 0, 5)
-    keys = (params["shared"]["table"] @ params["layer"]["key"]["kernel"]).reshape(6, N, H)
+    rows, bias = np.clip(3 - R, 0, 5), 0
+    if key_bias:
+        bias = params["layer"]["key"]["bias"] = normal(16, D)
+    keys = (params["shared"]["table"] @ params["layer"]["key"]["kernel"] + bias).reshape(6, N, H)
     expected = content(1.0) + jnp.einsum("btnh,tsnh->bnts", Q, keys[rows])
     if p2c != "none":
         own = params["layer"]["query"]
         queries = (params["shared"]["table"] @ own["kernel"] + own["bias"]).reshape(6, N, H)
         expected += jnp.einsum("bsnh,tsnh->bnts", K, queries[np.clip(3 + R, 0, 5) if p2c == "paper" else rows])
     scale = ((2 if p2c == "none" else 3) * H) ** -0.5
-    chex.assert_trees_all_close(logits({**V1, "p2c": p2c}, Q, K, params=params), expected * scale, atol=1e-4, rtol=1e-5)
+    found = logits({**V1, "p2c": p2c, "key_bias": key_bias}, Q, K, params=params)
+    chex.assert_trees_all_close(found, expected * scale, atol=1e-4, rtol=1e-5)
 
 
 def test_deberta_shares_the_projections_of_the_layer_and_normalises_its_table():

@@ -182,4 +182,5 @@ def test_log_buckets_and_their_reverse():
     assert lookup.shape == (2 * rows.span + 1,) and rows.num_rows == 512
     np.testing.assert_array_equal(lookup[rows.span - x], bucket + 256)
     np.testing.assert_array_equal(lookup[rows.span + x], 256 - bucket)
+    assert (lookup[0], lookup[-1]) == (511, 0), "512 and more away: the released code does not stop at 511"
     np.testing.assert_array_equal(Reverse(rows).lookup(), lookup[::-1])

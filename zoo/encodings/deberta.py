@@ -43,14 +43,16 @@ class Deberta(Encoding):
     P is one learned table for all layers, a row per bucket of query minus key. The defaults are those of the released v2 and
     v3: `buckets` log buckets a side up to `max_distance`, a LayerNorm over P, and the layer's projections of queries and keys.
     v1 is `buckets=none`, `norm=false`, `share_projections=false`: a row for every distance up to `max_distance`, and own
-    projections (that of keys without a bias). Either term may be left out; 3 is one more than the number of terms. `p2c="paper"`
-    looks the second term up by ρ(−r), as the paper prints it; both released codes use ρ(r) there too.
+    projections, that of keys without a bias; the code of v2 gives it one, `key_bias`, where it does not share. Either term may be
+    left out; 3 is one more than the number of terms. `p2c="paper"` looks the second term up by ρ(−r), as the paper prints it;
+    both released codes use ρ(r) there too.
     Source: He et al. 2020 (arXiv:2006.03654), 2021 (arXiv:2111.09543), and their released code. Without dropout of P.
     """
 
     buckets: int | None = 256
     max_distance: int = 512
     share_projections: bool = True
+    key_bias: bool = False
     norm: bool = True
     c2p: bool = True
     p2c: Literal["code", "paper", "none"] = "code"
@@ -64,6 +66,8 @@ class Deberta(Encoding):
             raise ValueError(f"buckets={self.buckets} must be an even number from 4 on, or none")
         if self.buckets is not None and self.max_distance < self.buckets // 2 + 2:
             raise ValueError(f"max_distance={self.max_distance} must be at least {self.buckets // 2 + 2}")
+        if self.key_bias and (self.share_projections or not self.c2p):
+            raise ValueError("key_bias is of a key projection of its own: set share_projections=false and c2p=true")
         if not self.c2p and self.p2c == "none":
             raise ValueError("with neither c2p nor p2c there are no positions: use the encoding 'none'")
 
@@ -116,7 +120,7 @@ class Disentangled(EncodingLayer):
     def _own(self, table: jax.Array, name: str, heads: int) -> jax.Array:
         dense = nn.Dense(
             heads * self.dims.head_dim,
-            use_bias=name == "query",
+            use_bias=name == "query" or self.encoding.key_bias,
             kernel_init=nn.initializers.truncated_normal(self.encoding.stddev),
             precision="highest",
             name=name,
