@@ -1,5 +1,6 @@
 """Tokenizers: what they give, that they are their files, and that training is a function of the text."""
 
+import io
 import json
 import os
 import pydoc_data.topics
@@ -9,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import sentencepiece
 import tokenizers as library
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +23,10 @@ from zoo.data.wordpiece_training import SPECIAL
 from zoo.errors import UserError
 
 WORDS = [*SPECIAL, "un", "##aff", "##able", "a", "##b", "the", "!", "数", "学", "is", "[", "]", "mask", "x", "##x", "#"]
+
+
+# As tokenizer_config.json describes a token.
+MASK = {"content": "[MASK]", "special": True}
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +228,64 @@ def test_sentencepiece(tmp_path, topics):
     assert tokenizers.load_tokenizer(tmp_path / "t").fingerprint == one.fingerprint
     with pytest.raises(UserError, match="pieces can be learnt"):
         tokenizers.train_sentencepiece(["a b"], size=4000, model="bpe")
+
+
+@pytest.fixture(scope="module")
+def without_mask(topics):
+    """A model laid out as those of DeBERTa v2, whose [MASK] stands beyond its pieces."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(topics[0].split("\n")), model_writer=written, vocab_size=120, hard_vocab_limit=False,
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]",
+        num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config.json": {"vocab_type": "spm", "do_lower_case": False}},
+        {"added_tokens.json": {"[MASK]": 120}},
+        {"tokenizer_config.json": {"added_tokens_decoder": {"0": MASK | {"content": "[PAD]"}, "120": MASK}}},
+    ],
+)
+def test_tokens_beyond_the_pieces_of_sentencepiece(tmp_path, without_mask, files):
+    (tmp_path / "spm.model").write_bytes(without_mask)
+    with pytest.raises(UserError, match="no mask token"):
+        tokenizers.load_tokenizer(tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    one = tokenizers.load_tokenizer(tmp_path)
+    found = one.vocabulary
+    assert (found.pad, found.cls, found.sep, found.unk, found.mask, found.size) == (0, 1, 2, 3, 120, 121)
+    assert found.special == (0, 1, 2, 3, 120) and one.decode([1, 120, 2]) == "[CLS][MASK][SEP]"
+    assert max(one.encode("assert [MASK]").ids) < 120
+    one.save(tmp_path / "saved")
+    again = tokenizers.load_tokenizer(tmp_path / "saved")
+    assert again.fingerprint == one.fingerprint and again.vocabulary == found
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"tokenizer_config.json": {"vocab_type": "spm", "do_lower_case": True}},
+            "do_lower_case=true changes the text",
+        ),
+        ({"tokenizer_config.json": {"vocab_type": "spm", "split_by_punct": True}}, "split_by_punct=true"),
+        ({"added_tokens.json": {"[MASK]": 120, "[PAD]": 1}}, r"'\[PAD\]' has the id 1, which .* gives '\[CLS\]'"),
+        ({"added_tokens.json": {"[MASK]": 120, "word": 121}}, "'word' stands for text"),
+        ({"added_tokens.json": {"[MASK]": "last"}}, "not token and id"),
+        ({"added_tokens.json": ["[MASK]"]}, "not a JSON object"),
+    ],
+)
+def test_files_beside_sentencepiece_that_say_something_else(tmp_path, without_mask, files, message):
+    (tmp_path / "spm.model").write_bytes(without_mask)
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        tokenizers.load_tokenizer(tmp_path)
 
 
 def test_whole_words(tmp_path):

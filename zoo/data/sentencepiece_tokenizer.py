@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import sentencepiece
 
+from zoo.data.added_tokens import ADDED_TOKENS, added_tokens
 from zoo.data.tokenizer import Pieces, Tokenizer, Vocabulary, encode_in_parts
 from zoo.errors import UserError
 
@@ -18,9 +21,12 @@ LONGEST_SENTENCE = 1 << 12
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A `.model` file. A word begins at a piece with the space mark and at every Chinese character."""
+    """A `.model` file. A word begins at a piece with the space mark and at every Chinese character.
 
-    def __init__(self, content: bytes, where: str):
+    `folder` is what it lies in, where files beside it may say which tokens stand beyond its pieces (`zoo.data.added_tokens`).
+    """
+
+    def __init__(self, content: bytes, where: str, folder: Path | None = None):
         processor = sentencepiece.SentencePieceProcessor()
         try:
             processor.LoadFromSerializedProto(content)
@@ -28,7 +34,14 @@ class SentencePieceTokenizer(Tokenizer):
             raise UserError(f"{where}: not a SentencePiece model: {error}") from error
         pieces = [processor.IdToPiece(i) for i in range(processor.GetPieceSize())]
         control = (i for i in range(len(pieces)) if processor.IsControl(i))
-        super().__init__({"spiece.model": content}, Vocabulary.of({p: i for i, p in enumerate(pieces)}, control, where))
+        added = {} if folder is None else added_tokens(folder, pieces)
+        files = {"spiece.model": content}
+        if added:
+            # As DeBERTa v2 names the two.
+            files = {"spm.model": content, ADDED_TOKENS: (json.dumps(added, sort_keys=True) + "\n").encode()}
+        ids = {p: i for i, p in enumerate(pieces)} | added
+        super().__init__(files, Vocabulary.of(ids, (*control, *added.values()), where))
+        self._added = {i: token for token, i in added.items()}
         self._processor = processor
         self._starts = np.asarray([p.startswith(SPACE) or is_chinese(p[:1]) for p in pieces])
 
@@ -52,7 +65,7 @@ class SentencePieceTokenizer(Tokenizer):
         return Pieces(ids, starts)
 
     def decode(self, ids: Sequence[int]) -> str:
-        pieces = "".join(self._processor.IdToPiece(int(i)) for i in ids)
+        pieces = "".join(self._added.get(int(i)) or self._processor.IdToPiece(int(i)) for i in ids)
         return pieces.replace(SPACE, " ").strip()
 
 

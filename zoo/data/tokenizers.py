@@ -76,7 +76,7 @@ def load_tokenizer(
     if file.suffix == ".model":
         if chinese_words:
             raise UserError(f"{file}: Chinese words are not to be had with SentencePiece; take a WordPiece vocabulary")
-        return sentencepiece_tokenizer.SentencePieceTokenizer(file.read_bytes(), str(file))
+        return sentencepiece_tokenizer.SentencePieceTokenizer(file.read_bytes(), str(file), folder)
     raise UserError(f"{file}: not a tokenizer; expected vocab.txt, tokenizer.json or a SentencePiece .model")
 
 
