@@ -81,6 +81,10 @@ MODERN_OTHER = MODERN | dict(
     attention_bias=True,
     classifier_bias=True,
 )
+DEBERTA = {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["c2p", "p2c"]}
+# Rows reach further than the buckets.
+BUCKETS = {"position_buckets": 4, "max_relative_positions": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True}
+DEBERTA_V2 = DEBERTA | BUCKETS
 LABELS = {"id2label": {0: "no", 1: "maybe", 2: "yes"}, "label2id": {"no": 0, "maybe": 1, "yes": 2}}
 
 CASES: dict[str, Case] = {
@@ -89,6 +93,31 @@ CASES: dict[str, Case] = {
     "bert, encoder": Case("BertModel", "BertConfig", SMALL),
     "bert, classes": Case("BertForSequenceClassification", "BertConfig", SMALL | LABELS),
     "bert, tags": Case("BertForTokenClassification", "BertConfig", SMALL | LABELS),
+    "deberta": Case("DebertaForMaskedLM", "DebertaConfig", SMALL | DEBERTA, types=0),
+    "deberta, classes": Case(
+        "DebertaForSequenceClassification",
+        "DebertaConfig",
+        OTHER | LABELS | DEBERTA | {"type_vocab_size": 2, "pos_att_type": ["c2p"], "pooler_hidden_act": "tanh"},
+    ),
+    "deberta-v2": Case("DebertaV2ForMaskedLM", "DebertaV2Config", SMALL | DEBERTA_V2, types=0),
+    "deberta-v2, classes": Case(
+        "DebertaV2ForSequenceClassification",
+        "DebertaV2Config",
+        OTHER | LABELS | DEBERTA_V2 | {"conv_kernel_size": 5, "conv_groups": 3, "conv_act": "gelu_new"},
+        types=0,
+    ),
+    "deberta-v2, own projections": Case(
+        "DebertaV2ForTokenClassification",
+        "DebertaV2Config",
+        SMALL | LABELS | DEBERTA | {"norm_rel_ebd": "none", "max_relative_positions": 9, "type_vocab_size": 1},
+        types=1,
+    ),
+    "deberta-v2, names of the hub": Case(
+        "DebertaV2ForMaskedLM",
+        "DebertaV2Config",
+        SMALL | DEBERTA_V2 | {"legacy": False, "share_att_key": False, "pos_att_type": ["p2c"], "conv_kernel_size": 3},
+        types=0,
+    ),
     "bert, answers": Case("BertForQuestionAnswering", "BertConfig", SMALL),
     "modernbert": Case("ModernBertForMaskedLM", "ModernBertConfig", MODERN, types=0),
     "modernbert, other": Case(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from pathlib import Path
 
 import jax
@@ -37,7 +38,7 @@ def of_gradients(made: checkpoints.Made, ours: Pretrained) -> float:
     theirs = checkpoints.run(made.model, made.inputs)
     sum((theirs[name] * torch.tensor(weight)).sum() for name, weight in weights.items()).backward()
     expected = {n: p.grad.numpy() for n, p in made.model.named_parameters() if p.grad is not None}
-    found = _in_their_names(_gradients(made, ours, weights), ours)
+    found = _in_their_names(_gradients(made, ours, weights), ours, expected)
     assert set(expected) == set(found), set(expected) ^ set(found)
     size = max(float(np.abs(gradient).max()) for gradient in expected.values())
     return max(float(np.abs(found[name] - gradient).max()) for name, gradient in expected.items()) / size
@@ -80,8 +81,9 @@ def _gradients(made: checkpoints.Made, ours: Pretrained, weights: dict[str, np.n
         return jax.jit(jax.grad(total))(ours.params)
 
 
-def _in_their_names(tree: dict, ours: Pretrained) -> dict[str, np.ndarray]:
+def _in_their_names(tree: dict, ours: Pretrained, known: Container[str]) -> dict[str, np.ndarray]:
+    """A head that has other names in some files gets those that are `known`."""
     family, names = architecture(ours.architecture, "test"), [head.name for head in ours.heads]
-    mapped = parameters.written_out(family, ours.config, names, ours.model.stages, ours.parameter_shapes())
+    mapped = parameters.written_out(family, ours.config, names, ours.model.stages, ours.parameter_shapes(), known)
     bare = "" if names else family.prefix
     return {name.removeprefix(bare): array for name, array in parameters.store(tree, family, mapped)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ class HeadMap:
       settings: the fields of the head, or of its task, that have other values than their defaults, from our config.
       fields: keys of config.json that decide fields of the head's task, `ours` being the field.
       model: entries of `model` that the head decides, such as its pooler's activation.
+      other: the rules of files that have the head under other names; written are `rules`.
     """
 
     name: str
@@ -30,6 +31,19 @@ class HeadMap:
     settings: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda tree: {})
     fields: tuple[Setting, ...] = ()
     model: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    other: tuple[Rule, ...] = ()
+
+    def rules_in(self, names: Container[str]) -> tuple[Rule, ...]:
+        """The rules of a file with tensors of these names."""
+        has_other = bool(self.other) and all(rule.theirs in names for rule in self.other)
+        return self.other if has_other else self.rules
+
+    def is_in(self, names: Container[str], tied: Container[str] = ()) -> bool:
+        """Whether a file with tensors of these names has the head; a config may do without biases, and without a `tied` table."""
+        return all(
+            rule.theirs in names or rule.theirs in tied or rule.theirs.endswith(".bias")
+            for rule in self.rules_in(names)
+        )
 
     def read(self, tree: Mapping[str, Any], theirs: Mapping[str, Any], where: str) -> Tree:
         """The fields of the head's task, of our config and a config.json.
@@ -58,6 +72,7 @@ class Architecture:
       classes: name in `architectures` → the heads it has; the first without heads is the bare encoder.
       heads: every head of the family.
       refused: classes of the family whose heads are not ours, and why.
+      beside: heads that a file may have beside those of its class, which the source library passes over.
       tied: their keys, with the prefix, that repeat another of their keys, or are left out.
       ignored: patterns of keys that hold no parameter.
       derive: completes our config where one setting alone does not decide an entry, and `recover` gives the keys back.
@@ -71,6 +86,7 @@ class Architecture:
     classes: Mapping[str, tuple[str, ...]] = field(hash=False)
     heads: tuple[HeadMap, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict, hash=False)
+    beside: tuple[str, ...] = ()
     pooler: tuple[Rule, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict, hash=False)
     ignored: tuple[str, ...] = ()
@@ -85,8 +101,9 @@ class Architecture:
         return next(name for name, heads in self.classes.items() if not heads)
 
     def class_of(self, heads: Sequence[str]) -> str | None:
-        """The class with exactly these heads, None where there is none."""
-        return next((name for name, its in self.classes.items() if set(its) == set(heads)), None)
+        """The class with exactly these heads, but for those that may stand `beside`; None where there is none."""
+        wanted = set(heads).difference(self.beside)
+        return next((name for name, its in self.classes.items() if set(its) == wanted), None)
 
     def head(self, name: str) -> HeadMap:
         return next(head for head in self.heads if head.name == name)

@@ -136,13 +136,9 @@ def entries(rules: Iterable[Rule], stages: Sequence[Stage]) -> list[Entry]:
         layers = enumerate(places) if "{block}" in paths[0] else [(None, None)]
         for number, place in layers:
             theirs = rule.theirs.format(layer=number)
-            # Shared layers meet here again and again at one name.
-            found[theirs, paths] = Entry(
-                theirs,
-                tuple(
-                    Place(path if place is None else path.format(block=place.path), place and place.layer)
-                    for path in paths
-                ),
-                rule.form,
+            ours = tuple(
+                Place(path if place is None else path.format(block=place.path), place and place.layer) for path in paths
             )
+            # Shared layers meet here again and again at one name.
+            found[theirs, ours] = Entry(theirs, ours, rule.form)
     return list(found.values())

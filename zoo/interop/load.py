@@ -97,7 +97,7 @@ def _load_theirs(directory: Path, with_heads: bool) -> Pretrained:
             raise UserError(f"{where} describes a model that cannot be built: {error}") from error
         module = EncoderWithHeads(model, heads, family.own_positions)
         shapes = _shapes(module)
-        mapped = parameters.written_out(family, tree, names, model.stages, shapes)
+        mapped = parameters.written_out(family, tree, names, model.stages, shapes, tensors)
         params = parameters.load(
             tensors,
             family,
@@ -149,7 +149,9 @@ def _family(found: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _heads_of(family: Architecture, found: Mapping[str, Any], names: Iterable[str], where: str) -> tuple[str, ...]:
-    """The heads of the class that config.json names, or else of the first class whose heads are all in the file."""
+    """The heads of the class that config.json names, or else of the first class whose heads are all in the file; and those beside."""
+    present = set(map(parameters.new_name, names))
+    beside = tuple(name for name in family.beside if family.head(name).is_in(present))
     given = found.get("architectures")
     if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
         if given[0] not in family.classes:
@@ -158,20 +160,13 @@ def _heads_of(family: Architecture, found: Mapping[str, Any], names: Iterable[st
                 f"{where}: the heads of {given[0]!r} are not among ours; {why}. "
                 "load_pretrained(path, heads=False) reads the encoder alone"
             )
-        return family.classes[given[0]]
+        return family.classes[given[0]] + beside
     if given:
         raise UserError(f"{where}: architectures must be a list of one class, but is {given!r}")
-    present = set(names)
     whole = [
         heads
         for heads in family.classes.values()
-        if heads
-        and all(
-            # A config may do without biases and without a table of the head's own.
-            rule.theirs in present or rule.theirs in family.tied or rule.theirs.endswith(".bias")
-            for head in heads
-            for rule in family.head(head).rules
-        )
+        if heads and all(family.head(head).is_in(present, family.tied) for head in heads)
     ]
     longest = max(map(len, whole), default=0)
     best = [heads for heads in whole if len(heads) == longest]
@@ -179,7 +174,7 @@ def _heads_of(family: Architecture, found: Mapping[str, Any], names: Iterable[st
         raise UserError(
             f"{where} names no class in 'architectures', and the weights may be of {' or '.join(' + '.join(h) for h in best)}; add it"
         )
-    return best[0] if best else ()
+    return (best[0] if best else ()) + beside
 
 
 def _head(

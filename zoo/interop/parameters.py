@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ class NamedTensors:
         self._tensors = tensors
         names = tensors.names()
         prefixed = any(name.startswith(architecture.prefix) for name in names)
-        self._stored = {_new_name(name if prefixed or heads else architecture.prefix + name): name for name in names}
+        self._stored = {new_name(name if prefixed or heads else architecture.prefix + name): name for name in names}
         if len(self._stored) < len(names):
             raise UserError(
                 "two tensors of the checkpoint have one name once old names of norms are read as the new ones"
@@ -57,7 +57,8 @@ class NamedTensors:
         return self._tensors.read(self._stored[name])
 
 
-def _new_name(name: str) -> str:
+def new_name(name: str) -> str:
+    """The name that a tensor has today."""
     for old, new in _OLD_NAMES:
         name = old.sub(new, name)
     return name
@@ -69,13 +70,14 @@ def written_out(
     heads: Sequence[str],
     stages: Sequence[Stage],
     wanted: Iterable[str],
+    names: Container[str] = (),
 ) -> list[Entry]:
-    """Every tensor that fills a parameter of `wanted`, with the encoder's prefix."""
+    """Every tensor that fills a parameter of `wanted`, with the encoder's prefix; `names` are those of the file that is read."""
     wanted = set(wanted)
     encoder = [*architecture.rules(tree), *architecture.pooler]
     rules = [Rule(architecture.prefix + rule.theirs, *rule[1:]) for rule in encoder]
     # A head may bring the pooler under a name of its own.
-    own = [rule for head in heads for rule in architecture.head(head).rules]
+    own = [rule for head in heads for rule in architecture.head(head).rules_in(names)]
     found: dict[tuple[str, ...], Entry] = {}
     for entry in entries([*rules, *own], stages):
         places = [(place.path, place.layer) for place in entry.ours]

@@ -37,12 +37,14 @@ class Outputs(NamedTuple):
       logits: of the checkpoint's head, None where it has none: `[B, T, V]` of the vocabulary, `[B, C]` of classes, `[B, T, C]`
         of tags, `[B, T, 2]` of an answer's start and end, `[B, T]` of replaced tokens.
       sentence_logits: `[B, 2]` of the next-sentence or sentence-order head beside a masked-LM head.
+      replaced_logits: `[B, T]` of a discriminator's head beside another head.
     """
 
     hidden: jax.Array
     pooled: jax.Array | None
     logits: jax.Array | None
     sentence_logits: jax.Array | None
+    replaced_logits: jax.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,9 @@ class EncoderWithHeads(nn.Module):
         sentence = next((made.pop(name) for name in SENTENCES if name in made), None)
         if sentence is not None and not made:
             made, sentence = {"sentences": sentence}, None
+        replaced = made.pop("discriminator") if len(made) > 1 and "discriminator" in made else None
         logits = next(iter(made.values()), None)
-        return Outputs(encoded.hidden, encoded.pooled, logits, sentence)
+        return Outputs(encoded.hidden, encoded.pooled, logits, sentence, replaced)
 
 
 class AllHeads(nn.Module):

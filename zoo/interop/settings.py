@@ -15,7 +15,8 @@ class Setting:
 
     Attributes:
       theirs: the key.
-      ours: the dotted path of our entry; None for a key that has none and must have one of the `values`' names.
+      ours: the dotted path of our entry; None for a key that has none and must have one of the `values`' names, of which the
+        first is written.
       default: what the source library takes where the key is missing; REQUIRED for none.
       values: their value → ours, where the two are spelled differently; ours may be a mapping, which is merged into the entry.
     """
@@ -60,7 +61,8 @@ def written(settings: Sequence[Setting], tree: Mapping[str, Any]) -> dict[str, A
     theirs = {}
     for setting in settings:
         if setting.ours is None:
-            theirs[setting.theirs] = setting.default
+            # Not the default, which need not be one of those that we have.
+            theirs[setting.theirs] = next(iter(setting.values))
             continue
         value = entry(tree, setting.ours)
         if setting.values is not None:

@@ -58,6 +58,20 @@ def _modernbert(layers: int, width: int, inner: int) -> dict[str, Any]:
     }
 
 
+def _deberta(layers: int, width: int, heads: int, *, version: int) -> dict[str, Any]:
+    """v2 has a convolution beside its first block; `pooler` is the head of the classifiers."""
+    published = _bert(layers, width, vocab_size=50265 if version == 1 else 128100, encoding="deberta")
+    published["model"].update(num_heads=heads, token_types=0, pooler=False, pooler_activation="gelu")
+    published["norm"]["epsilon"] = 1e-7
+    if version == 1:
+        published["mixer"]["biases"] = ("query", "value", "output")
+        published["encoding"].update(buckets=None, share_projections=False, norm=False)
+    if version == 2:
+        beside = {"convolution": {"name": "convolution", "kernel": 3, "activation": "gelu"}}
+        published["model"]["stages"] = ({"pattern": (beside,)}, {"pattern": ({},), "repeats": layers - 1})
+    return published
+
+
 _PRESETS = {
     # Devlin et al. 2018 (arXiv:1810.04805), section 3; English, uncased.
     "bert-base": _bert(12, 768, vocab_size=30522, encoding="learned"),
@@ -72,6 +86,16 @@ _PRESETS = {
     # Wei et al. 2019 (arXiv:1909.00204), section 3; Chinese.
     "nezha-base": _bert(12, 768, vocab_size=21128, encoding="nezha"),
     "nezha-large": _bert(24, 1024, vocab_size=21128, encoding="nezha"),
+    # He et al. 2020 (arXiv:2006.03654), table 8 and, for v2, the released configurations (xlarge, xxlarge).
+    "deberta-base": _deberta(12, 768, 12, version=1),
+    "deberta-large": _deberta(24, 1024, 16, version=1),
+    "deberta-v2-xlarge": _deberta(24, 1536, 24, version=2),
+    "deberta-v2-xxlarge": _deberta(48, 1536, 24, version=2),
+    # He et al. 2021 (arXiv:2111.09543), section 5.1 and the released configurations.
+    "deberta-v3-xsmall": _deberta(12, 384, 6, version=3),
+    "deberta-v3-small": _deberta(6, 768, 12, version=3),
+    "deberta-v3-base": _deberta(12, 768, 12, version=3),
+    "deberta-v3-large": _deberta(24, 1024, 16, version=3),
     # Warner et al. 2024 (arXiv:2412.13663), section 2.1 and table 4; `pooler` is the head of its classifiers.
     "modernbert-base": _modernbert(22, 768, 1152),
     "modernbert-large": _modernbert(28, 1024, 2624),

@@ -5,9 +5,11 @@ from __future__ import annotations
 from zoo.errors import UserError, near
 from zoo.interop.architecture import Architecture
 from zoo.interop.architectures.bert import BERT, NEZHA
+from zoo.interop.architectures.deberta import DEBERTA, DEBERTA_V2
 from zoo.interop.architectures.modernbert import MODERNBERT
 
-ARCHITECTURES: dict[str, Architecture] = {family.model_type: family for family in (BERT, NEZHA, MODERNBERT)}
+FAMILIES = (BERT, NEZHA, DEBERTA, DEBERTA_V2, MODERNBERT)
+ARCHITECTURES: dict[str, Architecture] = {family.model_type: family for family in FAMILIES}
 
 
 def architecture(model_type: str, where: str) -> Architecture:
