@@ -34,6 +34,8 @@ PUBLISHED = {
     "deberta-v3-large": 434_012_160,
     "modernbert-base": 149_014_272,
     "modernbert-large": 394_781_696,
+    "fnet-base": 82_861_056,
+    "fnet-large": 236_945_408,
 }
 
 

@@ -5,6 +5,7 @@ Used by the comparison (`test_checkpoints.py`) and by the script that writes the
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -85,6 +86,12 @@ DEBERTA = {"relative_attention": True, "position_biased_input": False, "pos_att_
 # Rows reach further than the buckets.
 BUCKETS = {"position_buckets": 4, "max_relative_positions": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True}
 DEBERTA_V2 = DEBERTA | BUCKETS
+
+
+def _without(sizes: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in sizes.items() if name not in names}
+
+
 LABELS = {"id2label": {0: "no", 1: "maybe", 2: "yes"}, "label2id": {"no": 0, "maybe": 1, "yes": 2}}
 
 CASES: dict[str, Case] = {
@@ -119,6 +126,10 @@ CASES: dict[str, Case] = {
         types=0,
     ),
     "bert, answers": Case("BertForQuestionAnswering", "BertConfig", SMALL),
+    "fnet": Case("FNetForPreTraining", "FNetConfig", _without(SMALL, "num_attention_heads"), types=4),
+    "fnet, classes": Case(
+        "FNetForSequenceClassification", "FNetConfig", _without(OTHER, "num_attention_heads") | LABELS, types=4
+    ),
     "modernbert": Case("ModernBertForMaskedLM", "ModernBertConfig", MODERN, types=0),
     "modernbert, other": Case(
         "ModernBertForMaskedLM",
@@ -182,7 +193,10 @@ def draw_inputs(rng: np.random.Generator, types: int) -> dict[str, np.ndarray]:
 
 def run(model: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """What the model computes, by our names."""
-    out = model(**{name: torch.tensor(array) for name, array in inputs.items()}, output_hidden_states=True)
+    # FNet's takes no mask: padding is mixed in like any token.
+    taken = inspect.signature(model.forward).parameters
+    given = {name: torch.tensor(array) for name, array in inputs.items() if name in taken}
+    out = model(**given, output_hidden_states=True)
     found = {"hidden": out.hidden_states[-1] if "last_hidden_state" not in out else out.last_hidden_state}
     for ours, theirs in (
         ("pooled", "pooler_output"),

@@ -72,6 +72,14 @@ def _deberta(layers: int, width: int, heads: int, *, version: int) -> dict[str, 
     return published
 
 
+def _fnet(layers: int, width: int) -> dict[str, Any]:
+    parts = _bert(layers, width, vocab_size=32000, encoding="learned")
+    parts["model"] |= {"num_heads": 1, "token_types": 4, "attention_dropout": 0.0, "embedding_projection": True}
+    parts["mixer"] = {"name": "fourier", "pads": "tokens"}
+    parts["feed_forward"]["approximate"] = True
+    return parts
+
+
 _PRESETS = {
     # Devlin et al. 2018 (arXiv:1810.04805), section 3; English, uncased.
     "bert-base": _bert(12, 768, vocab_size=30522, encoding="learned"),
@@ -99,6 +107,9 @@ _PRESETS = {
     # Warner et al. 2024 (arXiv:2412.13663), section 2.1 and table 4; `pooler` is the head of its classifiers.
     "modernbert-base": _modernbert(22, 768, 1152),
     "modernbert-large": _modernbert(28, 1024, 2624),
+    # Lee-Thorp et al. 2021 (arXiv:2105.03824), section 4.1 and its released checkpoints.
+    "fnet-base": _fnet(12, 768),
+    "fnet-large": _fnet(24, 1024),
 }
 
 

@@ -6,9 +6,10 @@ from zoo.errors import UserError, near
 from zoo.interop.architecture import Architecture
 from zoo.interop.architectures.bert import BERT, NEZHA
 from zoo.interop.architectures.deberta import DEBERTA, DEBERTA_V2
+from zoo.interop.architectures.fnet import FNET
 from zoo.interop.architectures.modernbert import MODERNBERT
 
-FAMILIES = (BERT, NEZHA, DEBERTA, DEBERTA_V2, MODERNBERT)
+FAMILIES = (BERT, NEZHA, DEBERTA, DEBERTA_V2, MODERNBERT, FNET)
 ARCHITECTURES: dict[str, Architecture] = {family.model_type: family for family in FAMILIES}
 
 
