@@ -16,7 +16,7 @@ from matplotlib.image import imread
 import kernels.attention
 from kernels.attention import api
 from zoo.__main__ import COMMANDS, main
-from zoo.commands import docs, encodings_page, selfcheck
+from zoo.commands import checkpoints_page, docs, encodings_page, selfcheck
 from zoo.commands.encoding_pictures import contact_sheet
 from zoo.commands.list_parts import KINDS
 from zoo.commands.made_blocks import with_blocks
@@ -172,10 +172,20 @@ def test_the_tables_made_from_the_code_are_not_stale(capsys):
 
 def test_stale_tables_are_named_and_written(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(docs, "TABLES", {"compatibility.md": docs.compatibility})
-    monkeypatch.setattr(encodings_page, "page", lambda folder: "")
+    for module in (encodings_page, checkpoints_page):
+        monkeypatch.setattr(module, "page", lambda folder: "")
     path = tmp_path / "compatibility.md"
     assert main(["docs", "--folder", str(tmp_path)]) == 0
-    assert "| `nezha` | bidirectional, causal |" in path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+    nezha = dict(zip(rows[0], next(row for row in rows if row[0] == "`nezha`"), strict=True))
+    number = nezha["`fourier`"].removeprefix("no (").removesuffix(")")
+    assert nezha["`softmax`"] == "bidirectional, causal"
+    assert (
+        f"\n{number}. position encoding 'nezha' cannot be used with mixer 'fourier': 'nezha' brings 'relative'" in text
+    )
     path.write_text(path.read_text(encoding="utf-8").replace("bidirectional", "no"), encoding="utf-8")
     written = path.read_bytes()
     capsys.readouterr()
