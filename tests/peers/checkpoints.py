@@ -94,6 +94,19 @@ def _without(sizes: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 LABELS = {"id2label": {0: "no", 1: "maybe", 2: "yes"}, "label2id": {"no": 0, "maybe": 1, "yes": 2}}
 
+UNTIED = {"tie_word_embeddings": False}
+ONE_TYPE = {"type_vocab_size": 1}
+NARROW = {"embedding_size": 12}
+DISTIL = dict(
+    vocab_size=VOCABULARY,
+    dim=16,
+    n_layers=2,
+    n_heads=2,
+    hidden_dim=24,
+    max_position_embeddings=20,
+    sinusoidal_pos_embds=True,
+)
+
 CASES: dict[str, Case] = {
     "bert": Case("BertForPreTraining", "BertConfig", SMALL),
     "bert, other": Case("BertForMaskedLM", "BertConfig", OTHER | {"type_vocab_size": 3}, types=3),
@@ -143,6 +156,31 @@ CASES: dict[str, Case] = {
         MODERN_OTHER | LABELS | {"mlp_bias": False, "classifier_pooling": "mean"},
         types=0,
     ),
+    "bert, untied": Case("BertForMaskedLM", "BertConfig", SMALL | UNTIED),
+    "roberta": Case("RobertaForMaskedLM", "RobertaConfig", SMALL | ONE_TYPE, types=1),
+    "roberta, other": Case("RobertaForSequenceClassification", "RobertaConfig", OTHER | {"pad_token_id": 3} | LABELS),
+    "xlm-roberta": Case("XLMRobertaForMaskedLM", "XLMRobertaConfig", OTHER | ONE_TYPE, types=1),
+    "xlm-roberta, tags": Case("XLMRobertaForTokenClassification", "XLMRobertaConfig", SMALL | LABELS),
+    "electra": Case("ElectraForPreTraining", "ElectraConfig", SMALL | NARROW),
+    "electra, generator": Case("ElectraForMaskedLM", "ElectraConfig", OTHER | NARROW),
+    "electra, classes": Case(
+        "ElectraForSequenceClassification", "ElectraConfig", SMALL | LABELS | {"embedding_size": 16}
+    ),
+    "distilbert": Case("DistilBertForMaskedLM", "DistilBertConfig", DISTIL, types=0),
+    "distilbert, classes": Case(
+        "DistilBertForSequenceClassification",
+        "DistilBertConfig",
+        DISTIL | {"activation": "relu", "n_layers": 3} | LABELS,
+        types=0,
+    ),
+    "albert": Case("AlbertForPreTraining", "AlbertConfig", SMALL | NARROW),
+    "albert, other": Case("AlbertForMaskedLM", "AlbertConfig", OTHER | {"embedding_size": 24, "hidden_act": "relu"}),
+    "albert, classes": Case("AlbertForSequenceClassification", "AlbertConfig", SMALL | NARROW | LABELS),
+    "roformer": Case("RoFormerForMaskedLM", "RoFormerConfig", SMALL),
+    "roformer, other": Case("RoFormerForMaskedLM", "RoFormerConfig", OTHER | NARROW),
+    "roformer, classes": Case(
+        "RoFormerForSequenceClassification", "RoFormerConfig", SMALL | {"hidden_act": "relu"} | LABELS
+    ),
 }
 
 
@@ -173,6 +211,8 @@ def perturb(model: torch.nn.Module, rng: np.random.Generator) -> None:
     """Weights at random, none at its usual start: norms' scales around 1, biases not zero, kernels that keep the size of their input."""
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
+            if not parameter.requires_grad:
+                continue  # a fixed table
             values = rng.standard_normal(tuple(parameter.shape))
             if parameter.ndim == 1:
                 values = 1 + 0.2 * values if name.endswith("weight") else 0.2 * values

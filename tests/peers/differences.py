@@ -39,7 +39,10 @@ def of_gradients(made: checkpoints.Made, ours: Pretrained) -> float:
     sum((theirs[name] * torch.tensor(weight)).sum() for name, weight in weights.items()).backward()
     expected = {n: p.grad.numpy() for n, p in made.model.named_parameters() if p.grad is not None}
     found = _in_their_names(_gradients(made, ours, weights), ours, expected)
-    assert set(expected) == set(found), set(expected) ^ set(found)
+    # A tied table goes by the name that torch met first; without the tie the library has a bias that it does not use.
+    tied = architecture(ours.architecture, "test").tied
+    expected = {name if name in found else tied.get(name, name): gradient for name, gradient in expected.items()}
+    assert set(expected) <= set(found) <= {*expected, *tied.values()}, set(expected) ^ set(found)
     size = max(float(np.abs(gradient).max()) for gradient in expected.values())
     return max(float(np.abs(found[name] - gradient).max()) for name, gradient in expected.items()) / size
 

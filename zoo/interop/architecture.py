@@ -6,6 +6,8 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from zoo.config import completed, plain
 from zoo.interop.key_map import Rule
 from zoo.interop.settings import Setting, read, written
@@ -22,7 +24,8 @@ class HeadMap:
       rules: our parameters of the head and, where it has one of its own, of the pooler.
       settings: the fields of the head, or of its task, that have other values than their defaults, from our config.
       fields: keys of config.json that decide fields of the head's task, `ours` being the field.
-      model: entries of `model` that the head decides, such as its pooler's activation.
+      model: entries of `model` that the head decides, such as its pooler's activation, from our config. A head of dense,
+        activation and projection is the model's pooler and a projection: its rules hold `model/pooler/…`.
       other: the rules of files that have the head under other names; written are `rules`.
     """
 
@@ -30,7 +33,7 @@ class HeadMap:
     rules: tuple[Rule, ...]
     settings: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda tree: {})
     fields: tuple[Setting, ...] = ()
-    model: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    model: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda tree: {})
     other: tuple[Rule, ...] = ()
 
     def rules_in(self, names: Container[str]) -> tuple[Rule, ...]:
@@ -94,6 +97,8 @@ class Architecture:
     recover: Callable[[Tree], dict[str, Any] | None] | None = None
     own_positions: bool = False
     """Whether tokens are counted without the padding before them (RoBERTa)."""
+    constants: Callable[[Mapping[str, Any]], Mapping[str, np.ndarray]] = field(default=lambda tree: {})
+    """From our config, tensors that a file may hold and that config.json alone decides (RoFormer's sinusoids): checked, and written."""
 
     @property
     def bare_class(self) -> str:
@@ -107,6 +112,10 @@ class Architecture:
 
     def head(self, name: str) -> HeadMap:
         return next(head for head in self.heads if head.name == name)
+
+    def constant_tensors(self, tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The constants under the names of a file with heads."""
+        return {self.prefix + name: tensor for name, tensor in self.constants(tree).items()}
 
     def read(self, theirs: Mapping[str, Any], where: str) -> Tree:
         """Our config, complete, of a config.json.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from zoo.interop.weights import write_weights
 from zoo.tasks.masked_lm import MaskedLM
 
 # Entries that say how a model is computed and trained, and of which a config.json says nothing.
-_NEUTRAL = ("model.dtype", "model.remat", "model.unroll", "model.pooler", "mixer.implementation")
+_NEUTRAL = ("model.dtype", "model.remat", "model.unroll", "model.pooler:", "mixer.implementation")
 
 
 def export(
@@ -44,8 +45,8 @@ def export(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} is there already; name a new directory")
     tree = plain(pretrained.config)
-    family, settings = _written_as(tree, model_type or pretrained.architecture)
     names = [head.name for head in pretrained.heads]
+    family, settings = _written_as(tree, names, model_type or pretrained.architecture)
     class_name = family.class_of(names)
     if class_name is None:
         raise UserError(
@@ -56,28 +57,38 @@ def export(
     shapes = pretrained.parameter_shapes()
     mapped = parameters.written_out(family, tree, names, pretrained.model.stages, shapes)
     bare = "" if names else family.prefix
-    tensors = ((name.removeprefix(bare), array) for name, array in parameters.store(pretrained.params, family, mapped))
+    written = itertools.chain(
+        parameters.store(pretrained.params, family, mapped), family.constant_tensors(tree).items()
+    )
+    tensors = ((name.removeprefix(bare), array) for name, array in written)
     described = {"architectures": [class_name], "model_type": family.model_type, "dtype": "float32", **settings}
     if pretrained.labels:
         described["id2label"] = {str(number): label for number, label in enumerate(pretrained.labels)}
         described["label2id"] = {label: number for number, label in enumerate(pretrained.labels)}
     pad = pretrained.pad_token_id if pretrained.tokenizer is None else pretrained.tokenizer.vocabulary.pad
     if pad is not None:
-        described["pad_token_id"] = pad
+        described.setdefault("pad_token_id", pad)
     _write(path, described, tensors, pretrained)
     return path
 
 
-def _written_as(tree: Mapping[str, Any], model_type: str | None) -> tuple[Architecture, dict[str, Any]]:
-    """The architecture that has this model, and its settings."""
+def _written_as(
+    tree: Mapping[str, Any], heads: Sequence[str], model_type: str | None
+) -> tuple[Architecture, dict[str, Any]]:
+    """The architecture that has this model with the pooler that its heads bring, and its settings."""
+    neutral = _NEUTRAL if tree["model"]["pooler"] else (*_NEUTRAL, "model.pooler")
     families = ARCHITECTURES.values() if model_type is None else [architecture(model_type, "export")]
     fewest: tuple[int, str, list[str]] | None = None
     for family in families:
         settings = family.write(tree)
         if settings is None:
             continue
-        lines = difference(tree, family.read(settings, "export"), names=("here", family.model_type))
-        lines = [line for line in lines if not line.startswith(_NEUTRAL)]
+        there = family.read(settings, "export")
+        for head in family.heads:
+            if head.name in heads:
+                there["model"].update(head.model(there))
+        lines = difference(tree, there, names=("here", family.model_type))
+        lines = [line for line in lines if not line.startswith(neutral)]
         if not lines:
             return family, settings
         if fewest is None or len(lines) < fewest[0]:

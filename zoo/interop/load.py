@@ -88,7 +88,7 @@ def _load_theirs(directory: Path, with_heads: bool) -> Pretrained:
         tensors = parameters.NamedTensors(weights, family, heads=bool(names))
         tree["model"]["pooler"] = any(family.prefix + rule.theirs in tensors for rule in family.pooler)
         for name in names:
-            tree["model"].update(family.head(name).model)
+            tree["model"].update(family.head(name).model(tree))
         labels = _labels(found, where)
         heads = tuple(_head(family, name, tree, found, tensors, labels, where) for name in names)
         try:
@@ -105,6 +105,7 @@ def _load_theirs(directory: Path, with_heads: bool) -> Pretrained:
             shapes,
             str(directory),
             only_encoder=not with_heads,
+            constants=family.constant_tensors(tree),
             track=_tracker(weights.nbytes, directory),
         )
     tokenizer = tokenizer_in(directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -15,6 +16,8 @@ from zoo.errors import UserError
 from zoo.interop.architecture import Architecture
 from zoo.interop.key_map import Entry, Rule, entries
 from zoo.models import Stage
+
+logger = logging.getLogger(__name__)
 
 # Names that the exporters of the first TensorFlow checkpoints gave to a norm's parameters.
 _OLD_NAMES = (
@@ -56,6 +59,12 @@ class NamedTensors:
     def read(self, name: str) -> np.ndarray:
         return self._tensors.read(self._stored[name])
 
+    def untie(self, repeats: Mapping[str, str]) -> None:
+        """Reads every repeat, where the file has it, in its source's place: without the tie it is what the source library computes with."""
+        for repeat, source in repeats.items():
+            if repeat in self:
+                self._stored[source] = self._stored[repeat]
+
 
 def new_name(name: str) -> str:
     """The name that a tensor has today."""
@@ -94,15 +103,20 @@ def load(
     where: str,
     *,
     only_encoder: bool = False,
+    constants: Mapping[str, np.ndarray] | None = None,
     track: Any = iter,
 ) -> dict[str, Any]:
-    """Our parameter tree, float32.
+    """Our parameter tree, float32. `constants` are tensors that the file may hold with these values, and no parameters.
 
     Raises:
       UserError: tensors that are missing, of the wrong shape, without a place of ours, or repeated with other values; all are
         listed, with names nearby.
     """
-    _check(tensors, architecture, mapped, shapes, where, only_encoder)
+    constants = constants or {}
+    names = {entry.theirs for entry in mapped}
+    if any(name in architecture.tied for name in names):
+        tensors.untie({repeat: source for repeat, source in architecture.tied.items() if repeat not in names})
+    _check(tensors, architecture, mapped, shapes, where, only_encoder, constants)
     ours: dict[str, np.ndarray] = {}
     for entry in track(mapped):
         for place, array in zip(entry.ours, entry.form.ours(tensors.read(entry.theirs)), strict=True):
@@ -112,7 +126,8 @@ def load(
             target[...] = array
     unfilled = sorted(shapes.keys() - ours.keys())
     assert not unfilled, f"{architecture.model_type} has no rule for {unfilled}"
-    _check_tied(tensors, architecture, {entry.theirs for entry in mapped}, where)
+    _check_tied(tensors, architecture, names, where)
+    _check_constants(tensors, constants, where)
     # One by one, so that no more than one parameter is there twice.
     return unflatten_dict({path: jnp.asarray(ours.pop(path)) for path in sorted(ours)}, sep="/")
 
@@ -120,16 +135,28 @@ def load(
 def store(
     params: Mapping[str, Any], architecture: Architecture, mapped: Sequence[Entry]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, tensor) of a checkpoint that `load` makes these parameters of; a tied tensor is left out, as its source library does."""
+    """(name, tensor) of a checkpoint that `load` makes these parameters of.
+
+    A tied tensor is left out, as its source library does; without the tie of the output table it has all its names.
+    """
     ours = flatten_dict(dict(params), sep="/")
     left = set(ours)
+    names = {entry.theirs for entry in mapped}
+    untied = any(name in architecture.tied for name in names)
     for entry in mapped:
         arrays = [
             np.asarray(ours[p.path] if p.layer is None else ours[p.path][p.layer], np.float32) for p in entry.ours
         ]
         left -= {place.path for place in entry.ours}
-        yield entry.theirs, np.ascontiguousarray(entry.form.theirs(arrays))
-    assert not left, f"{architecture.model_type} has no rule for {sorted(left)}"
+        tensor = np.ascontiguousarray(entry.form.theirs(arrays))
+        yield entry.theirs, tensor
+        if untied:
+            repeats = [repeat for repeat, source in architecture.tied.items() if source == entry.theirs]
+            yield from ((repeat, tensor) for repeat in repeats if repeat not in names)
+    if left:
+        raise UserError(
+            f"{architecture.model_type} has no place for {', '.join(sorted(left))}; a model without them can be written"
+        )
 
 
 def _check(
@@ -139,16 +166,25 @@ def _check(
     shapes: Mapping[str, tuple[int, ...]],
     where: str,
     only_encoder: bool,
+    constants: Mapping[str, np.ndarray],
 ) -> None:
     needed = {entry.theirs for entry in mapped}
     passed = [re.compile(pattern) for pattern in architecture.ignored]
     over = [
         name
         for name in tensors.names()
-        if name not in needed and name not in architecture.tied and not any(p.fullmatch(name) for p in passed)
+        if name not in needed
+        and name not in architecture.tied
+        and name not in constants
+        and not any(p.fullmatch(name) for p in passed)
     ]
+    # A head that brings the pooler computes without the encoder's own.
+    unused = [name for name in over if _is_pooler(name, architecture)]
+    over = [name for name in over if name not in unused]
+    if unused and not only_encoder:
+        logger.info("%s: %s are not used, since the head has its own", where, " and ".join(unused))
     if only_encoder:
-        over = [name for name in over if name.startswith(architecture.prefix) and not _is_pooler(name, architecture)]
+        over = [name for name in over if name.startswith(architecture.prefix)]
     problems = []
     for entry in mapped:
         if entry.theirs not in tensors:
@@ -182,6 +218,19 @@ def _check_tied(tensors: NamedTensors, architecture: Architecture, used: set[str
             raise UserError(
                 f"{where}: {repeat} differs from {source}, which config.json says it repeats; for an output table of its own it "
                 "must say tie_word_embeddings=false"
+            )
+
+
+def _check_constants(tensors: NamedTensors, constants: Mapping[str, np.ndarray], where: str) -> None:
+    for name, expected in constants.items():
+        if name not in tensors:
+            continue
+        found = np.asarray(tensors.read(name), np.float32)
+        # A file in bfloat16 has its values, none above one, rounded by 2e-3.
+        if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=4e-3):
+            raise UserError(
+                f"{where}: {name} {list(found.shape)} is not the fixed table {list(expected.shape)} that config.json describes; "
+                "this zoo computes with that table alone"
             )
 
 

@@ -65,6 +65,9 @@ def written(settings: Sequence[Setting], tree: Mapping[str, Any]) -> dict[str, A
             theirs[setting.theirs] = next(iter(setting.values))
             continue
         value = entry(tree, setting.ours)
+        if value is None and setting.values is None and setting.default is not None:
+            # This model has no such entry: whoever reads what is written finds another in its place.
+            continue
         if setting.values is not None:
             found = [name for name, ours in setting.values.items() if _holds(value, ours)]
             if not found:

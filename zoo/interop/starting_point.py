@@ -47,7 +47,7 @@ def adopt(tree: dict[str, Any], path: str) -> None:
     made = family.read(theirs, where)
     for head in family.heads:
         if head.name == "classification":
-            made["model"].update(head.model)
+            made["model"].update(head.model(made))
     head = {}
     if str(tree["task"].get("name", "")).startswith("masked_lm"):
         head = family.head("masked_lm").read(made, theirs, where)

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from zoo.errors import UserError, near
 from zoo.interop.architecture import Architecture
+from zoo.interop.architectures.albert import ALBERT
 from zoo.interop.architectures.bert import BERT, NEZHA
 from zoo.interop.architectures.deberta import DEBERTA, DEBERTA_V2
+from zoo.interop.architectures.distilbert import DISTILBERT
+from zoo.interop.architectures.electra import ELECTRA
 from zoo.interop.architectures.fnet import FNET
 from zoo.interop.architectures.modernbert import MODERNBERT
+from zoo.interop.architectures.roberta import ROBERTA, XLM_ROBERTA
+from zoo.interop.architectures.roformer import ROFORMER
 
-FAMILIES = (BERT, NEZHA, DEBERTA, DEBERTA_V2, MODERNBERT, FNET)
+FAMILIES = (
+    BERT,
+    NEZHA,
+    ROBERTA,
+    XLM_ROBERTA,
+    ELECTRA,
+    DISTILBERT,
+    ALBERT,
+    ROFORMER,
+    DEBERTA,
+    DEBERTA_V2,
+    MODERNBERT,
+    FNET,
+)
 ARCHITECTURES: dict[str, Architecture] = {family.model_type: family for family in FAMILIES}
 
 

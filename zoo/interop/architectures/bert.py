@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zoo.interop.architecture import Architecture, HeadMap
+from zoo.interop.architecture import Architecture, HeadMap, Tree
 from zoo.interop.key_map import KERNEL, Rule, dense, norm
 from zoo.interop.settings import Setting, must_be
 
@@ -39,6 +40,8 @@ SETTINGS = (
     Setting("initializer_range", "model.stddev", 0.02),
     Setting("layer_norm_eps", "norm.epsilon", 1e-12),
 )
+# A width of the embeddings of its own, and the projection behind it, as `narrow_embeddings` and `embedding_size` have it.
+EMBEDDING_SIZE = Setting("embedding_size", "model.embedding_dim", 128)
 ENCODER_ONLY = (must_be("is_decoder", False), must_be("add_cross_attention", False))
 ABSOLUTE = must_be("position_embedding_type", "absolute")
 
@@ -47,6 +50,7 @@ EMBEDDINGS = (
     Rule("embeddings.token_type_embeddings.weight", "model/embeddings/token_type/embedding"),
     *norm("embeddings.LayerNorm", "model/embeddings/norm"),
 )
+EMBEDDINGS_PROJECTION = dense("embeddings_project", "model/embeddings/projection")
 POSITIONS = (Rule("embeddings.position_embeddings.weight", "model/encodings/0/embedding/table"),)
 LAYER = "encoder.layer.{layer}."
 ATTENTION = (
@@ -64,12 +68,30 @@ AROUND_ATTENTION = (
 POOLER = dense("pooler.dense", "model/pooler")
 
 
-def masked_lm(dense_: str, norm_: str, bias: str) -> tuple[Rule, ...]:
-    """The rules of a masked-LM head with these names."""
+def with_defaults(settings: Sequence[Setting], **defaults: Any) -> tuple[Setting, ...]:
+    """The settings with other defaults for some keys."""
+    return tuple(dataclasses.replace(s, default=defaults.get(s.theirs, s.default)) for s in settings)
+
+
+def narrow_embeddings(tree: Tree, theirs: Mapping[str, Any], where: str) -> Tree:
+    """Embeddings of the model's width are said as such, however the file says it."""
+    if tree["model"]["embedding_dim"] == tree["model"]["model_dim"]:
+        tree["model"]["embedding_dim"] = None
+    return tree
+
+
+def embedding_size(tree: Tree) -> dict[str, Any]:
+    """The key that `narrow_embeddings` had."""
+    return {"embedding_size": tree["model"]["embedding_dim"] or tree["model"]["model_dim"]}
+
+
+def masked_lm(dense_: str, norm_: str, bias: str, table: str | None = None) -> tuple[Rule, ...]:
+    """The rules of a masked-LM head with these names; a `table` of its own is there where it is not the token table."""
     return (
         *dense(dense_, "heads/masked_lm/dense"),
         *norm(norm_, "heads/masked_lm/norm"),
         Rule(bias, "heads/masked_lm/bias"),
+        *(() if table is None else (Rule(table, "heads/masked_lm/table"),)),
     )
 
 
@@ -91,10 +113,20 @@ def masked_lm_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {"activation": activation(tree), "norm_epsilon": tree["norm"]["epsilon"]}
 
 
+# Whether the output table of a masked-LM head is the token table.
+TIE = Setting("tie_word_embeddings", "tied", True)
+
+
 MASKED_LM = HeadMap(
     "masked_lm",
-    masked_lm("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
+    masked_lm(
+        "cls.predictions.transform.dense",
+        "cls.predictions.transform.LayerNorm",
+        "cls.predictions.bias",
+        "cls.predictions.decoder.weight",
+    ),
     masked_lm_settings,
+    fields=(TIE,),
 )
 CLASSIFICATION = HeadMap("classification", linear("classifier", "classification"))
 TOKEN_TAGGING = HeadMap("token_tagging", linear("classifier", "token_tagging"))

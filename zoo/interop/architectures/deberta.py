@@ -172,7 +172,7 @@ HEADS = (
     HeadMap(
         "classification",
         (*dense("pooler.dense", "model/pooler"), *bert.linear("classifier", "classification")),
-        model={"pooler": True},
+        model=lambda tree: {"pooler": True},
     ),
     bert.TOKEN_TAGGING,
     bert.QUESTION_ANSWERING,

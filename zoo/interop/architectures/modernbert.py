@@ -124,7 +124,7 @@ CLASSIFICATION = HeadMap(
         *norm("head.norm", "model/pooler_norm"),
         *linear("classifier", "classification"),
     ),
-    model={"pooler": True},
+    model=lambda tree: {"pooler": True},
 )
 OVER_TOKENS = "its classifier stands over a dense layer and a norm at every token, ours over the last layer itself"
 
