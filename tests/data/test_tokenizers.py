@@ -288,6 +288,53 @@ def test_files_beside_sentencepiece_that_say_something_else(tmp_path, without_ma
         tokenizers.load_tokenizer(tmp_path)
 
 
+@pytest.fixture
+def byte_level(tmp_path, topics):
+    """A folder as GPT-2 files its tokenizer, with the special tokens of DeBERTa v1."""
+    made = library.ByteLevelBPETokenizer()
+    made.train_from_iterator(topics[:2], vocab_size=300, special_tokens=[*SPECIAL], show_progress=False)
+    made.save_model(str(tmp_path))
+    return tmp_path, made
+
+
+def test_byte_level_bpe(byte_level):
+    folder, made = byte_level
+    one, text = tokenizers.load_tokenizer(folder), "An assert statement,\nisn't  it?  Zürich 数学"
+    assert one.encode(text).ids.tolist() == made.encode(text).ids and one.decode(one.encode(text).ids) == text
+    assert one.encode("an assert, it").word_starts.sum() == 4
+    assert one.vocabulary.special == (0, 1, 2, 3, 4) and not set(one.encode("[MASK]").ids.tolist()) & {*range(5)}
+    one.save(folder / "saved")
+    assert tokenizers.load_tokenizer(folder / "saved").fingerprint == one.fingerprint
+    (folder / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
+    assert tokenizers.load_tokenizer(folder).encode(text).ids.tolist() == made.encode(" " + text).ids
+    (folder / "added_tokens.json").write_text('{"<mask>": 300}')
+    beyond = tokenizers.load_tokenizer(folder).vocabulary
+    assert (beyond.size, beyond.special) == (301, (0, 1, 2, 3, 4, 300))
+    (folder / "added_tokens.json").write_text('{"<mask>": 301}')
+    with pytest.raises(UserError, match="'<mask>' has the id 301, which is not the next"):
+        tokenizers.load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("merges.txt", "a b c", "not a pair of pieces a line"),
+        ("merges.txt", "数 学", "not a pair of pieces a line"),
+        ("vocab.json", '{"a": 0, "b": 2}', "ids from 0 on, each once"),
+        ("vocab.json", '{"a": 0', "not JSON"),
+        ("vocab.json", '{"a": 0}', "not a pair of pieces a line"),
+    ],
+)
+def test_a_byte_level_bpe_that_is_none(byte_level, name, content, message):
+    folder, _ = byte_level
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        tokenizers.load_tokenizer(folder)
+    (folder / "vocab.json").unlink()
+    with pytest.raises(UserError, match="no such file; a byte-level BPE is"):
+        tokenizers.load_tokenizer(folder)
+
+
 def test_whole_words(tmp_path):
     part = tokenizers.registry.build("words")
     learnt = part.train(["the cat , The  dog", "[MASK] cat x12"])
@@ -296,7 +343,8 @@ def test_whole_words(tmp_path):
     assert learnt.vocabulary.special == (0, 7, 8, 9, 10) and learnt.vocabulary.size == 11
     encoded = learnt.encode_words(("x12", "the", "x1", "[MASK]", "[PAD]"))
     assert encoded.ids.tolist() == [6, 5, 0, 0, 0] and encoded.word_starts.all()
-    assert learnt.encode("the  cat,\nx12").ids.tolist() == [5, 0, 6]
+    encoded = learnt.encode("the  cat,\nx12")
+    assert encoded.ids.tolist() == [5, 0, 6] and encoded.word_starts.all()
     learnt.save(tmp_path / "kept")
     assert tokenizers.load_tokenizer(tmp_path / "kept").fingerprint == learnt.fingerprint
     assert part.train(["x12 , dog cat", "the The cat"]).fingerprint == learnt.fingerprint

@@ -1,4 +1,4 @@
-"""Tokens that stand beyond the pieces of a SentencePiece model, as the files beside it say."""
+"""Tokens that stand beyond the pieces of a tokenizer's model, as the files beside it say."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def added_tokens(folder: Path, pieces: Sequence[str]) -> dict[str, int]:
       UserError: an id that the model gives another piece, a token that text could yield, or words that are cut or written small
         before the model sees them.
     """
-    settings = _read(folder / SETTINGS)
+    settings = read_settings(folder)
     named = _named(folder, settings)
     if settings.get("vocab_type") == "spm":
         for key in ("do_lower_case", "split_by_punct"):
@@ -39,16 +39,21 @@ def added_tokens(folder: Path, pieces: Sequence[str]) -> dict[str, int]:
         if 0 <= number < len(pieces):
             if pieces[number] != token:
                 raise UserError(
-                    f"{folder}: {token!r} has the id {number}, which the SentencePiece model gives {pieces[number]!r}: the ids of this "
+                    f"{folder}: {token!r} has the id {number}, which the model gives {pieces[number]!r}: the ids of this "
                     "tokenizer are not those of its model; save it as tokenizer.json"
                 )
         elif not special:
             raise UserError(
-                f"{folder}: the added token {token!r} stands for text, of which SentencePiece knows nothing; save it as tokenizer.json"
+                f"{folder}: the added token {token!r} stands for text, which the model cuts without it; save it as tokenizer.json"
             )
         else:
             added[token] = number
     return added
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What `tokenizer_config.json` in `folder` says; nothing where there is none."""
+    return _read(folder / SETTINGS)
 
 
 def _named(folder: Path, settings: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:

@@ -47,8 +47,9 @@ class LibraryTokenizer(Tokenizer):
         return encode_in_parts(texts, self._encode)
 
     def _encode(self, texts: list[str]) -> list[Pieces]:
-        # The fast call keeps no offsets, which only Chinese words need.
-        call = self._library.encode_batch if self._chinese_words else self._library.encode_batch_fast
+        # The fast call keeps no offsets, which Chinese words need, and no words, which a WordPiece has in its pieces.
+        fast = self._continues is not None and not self._chinese_words
+        call = self._library.encode_batch_fast if fast else self._library.encode_batch
         encodings = call(texts, add_special_tokens=False)
         return [self._pieces(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from zoo.data import sentencepiece_tokenizer, wordpiece_training
+from zoo.data.byte_level_bpe import MERGES, byte_level_bpe
 from zoo.data.files import read_lines
 from zoo.data.huggingface_tokenizer import from_json, whole_words, wordpiece
 from zoo.data.record import Source, texts
@@ -44,7 +45,8 @@ TRAINING = "training.json"
 def load_tokenizer(
     path: str | os.PathLike, *, lowercase: bool | None = None, chinese_words: bool | None = None
 ) -> Tokenizer:
-    """The tokenizer in a file or a folder: `vocab.txt` (WordPiece), `tokenizer.json` or a SentencePiece `.model`.
+    """The tokenizer in a file or a folder: `vocab.txt` (WordPiece), `tokenizer.json`, `merges.txt` with `vocab.json` (byte-level
+    BPE) or a SentencePiece `.model`.
 
     In a folder they are looked for in this order. The lines of `vocab.txt` end at line feeds alone. A folder that
     `Tokenizer.save` wrote gives back the same tokenizer.
@@ -65,6 +67,8 @@ def load_tokenizer(
         raise UserError(f"{file}: larger than {MAX_FILE:,} bytes, which no tokenizer is")
     if chinese_words is None:
         chinese_words = folder is not None and (folder / CHINESE_WORDS).exists()
+    if file.name == MERGES:
+        return byte_level_bpe(file.parent, chinese_words=chinese_words)
     if ".txt" in file.suffixes:
         tokens = _read_vocabulary(file)
         lowercase = _lowercase(folder, lowercase)
@@ -111,13 +115,13 @@ def train_sentencepiece(
 
 
 def _find(folder: Path) -> Path:
-    for name in ("vocab.txt", "tokenizer.json"):
+    for name in ("vocab.txt", "tokenizer.json", MERGES):
         if (folder / name).exists():
             return folder / name
     found = sorted(folder.glob("*.model"))
     if len(found) != 1:
         raise UserError(
-            f"{folder}: no vocab.txt, no tokenizer.json and {len(found)} .model files; expected one of them"
+            f"{folder}: no vocab.txt, no tokenizer.json, no {MERGES} and {len(found)} .model files; expected one of them"
         )
     return found[0]
 

@@ -42,7 +42,7 @@ _DEEPEST = 1000
 HEAD_SETTINGS = ("activation", "norm_epsilon", "transform", "transform_bias", "output_bias", "tied")
 # From this size on a person wants to see that something moves.
 _LARGE = 100 * 2**20
-_TOKENIZER_FILES = ("vocab.txt", "tokenizer.json")
+_TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "merges.txt")
 
 
 def load_pretrained(path: str | os.PathLike[str], *, heads: bool = True) -> Pretrained:
