@@ -1,7 +1,7 @@
 """What pretraining is worth on real Chinese data, and whether the position encoding matters: a tiny NEZHA, cell by cell.
 
-    python benchmarks/chinese.py --data=data --workdir=runs/chinese     # about 3 hours on 2 CPU cores
-    python benchmarks/chinese.py --tables                               # rewrites the tables of docs/results.md
+    python -m benchmarks.chinese --data=data --workdir=runs/chinese     # about 3 hours on 2 CPU cores
+    python -m benchmarks.chinese --tables                               # rewrites the tables of docs/results.md
 
 A cell is one run of train.py and its test scores. A finished cell is appended to `docs/results/chinese.jsonl` at once and
 never run again; a cell that was broken off goes on from its checkpoint. `--data` holds the folders zh_text, vocab,
@@ -13,29 +13,23 @@ fine-tuning starts from it or from scratch, with everything else equal.
 
 from __future__ import annotations
 
-import datetime
 import json
 import lzma
-import os
-import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.cells import ROOT, circumstances, of, read, run_missing, run_scripts, spread, trained_seconds
 from zoo.atomic import write_atomically
 from zoo.command_line import Parser, run_main
 from zoo.commands.made_blocks import with_blocks
 from zoo.errors import UserError
-from zoo.training.records import TIMING, read_records
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "chinese.jsonl"
 PAGE = ROOT / "docs" / "results.md"
 
@@ -133,7 +127,7 @@ def cells() -> Iterator[Cell]:
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser(prog="benchmarks/chinese.py", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m benchmarks.chinese", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with zh_text, vocab and the three labelled sets")
     parser.add_argument("--workdir", type=Path, default=Path("runs/chinese"), help="folder for the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="finished cells, one JSON object per line")
@@ -151,47 +145,32 @@ def main(argv: list[str]) -> int:
 
 
 def run_all(data: Path, workdir: Path, results: Path) -> None:
-    """Runs every cell that `results` does not hold, appending each as it finishes."""
+    """Runs every cell that `results` does not hold."""
     workdir.mkdir(parents=True, exist_ok=True)
-    results.parent.mkdir(parents=True, exist_ok=True)
     for split, text in corpus(data / "zh_text").items():
         if not (workdir / f"{split}.txt").exists():
             write_atomically(workdir / f"{split}.txt", text.encode())
-    finished = {row["cell"]["name"] for row in read(results)}
-    for cell in cells():
-        if cell.name in finished:
-            continue
-        row = run(cell, data, workdir)
-        with results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        print(f"{cell.name}: {row['seconds']:.0f} s, {row['scores']}", flush=True)
+    run_missing(cells(), lambda cell: run(cell, data, workdir), results)
 
 
 def run(cell: Cell, data: Path, workdir: Path) -> dict[str, Any]:
     """Trains and scores one cell and says how."""
-    folder = workdir / cell.name
+    folder, split = workdir / cell.name, scored_split(cell)
     arguments = [f"--workdir={folder}", *overrides(cell, data, workdir)]
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str((workdir / "compiled").absolute())}
     begin = time.monotonic()
-    with (workdir / "log.txt").open("a", encoding="utf-8") as log:
-        for script in (["train.py", *arguments], ["eval.py", f"--workdir={folder}", f"--split={scored_split(cell)}"]):
-            command = [sys.executable, *script]
-            if subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log).returncode:
-                raise UserError(f"{' '.join(script)} failed; see {log.name}")
-    report = json.loads((folder / f"scores_{scored_split(cell)}.json").read_text())
+    run_scripts(workdir, ["train.py", *arguments], ["eval.py", f"--workdir={folder}", f"--split={split}"])
+    report = json.loads((folder / f"scores_{split}.json").read_text())
     return {
         "cell": {"name": cell.name, **asdict(cell)},
         "scores": {name: round(value, 4) for name, value in report["scores"].items()},
-        "split": scored_split(cell),
+        "split": split,
         "examples": report["examples"],
         "steps": report["step"],
-        # Of training alone, as timing.jsonl has it; `seconds` is all, with start-up, preparation and scoring.
-        "training_seconds": round(trained_seconds(folder), 1),
+        # Of training alone; `seconds` is all, with start-up, preparation and scoring.
+        "training_seconds": trained_seconds(folder),
         "seconds": round(time.monotonic() - begin, 1),
         "command": ["train.py", *(named_alike(argument, data, workdir) for argument in arguments)],
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: version(name) for name in ("jax", "flax")} | {"python": platform.python_version()},
-        "hardware": f"{os.cpu_count()} CPU cores",
+        **circumstances(),
     }
 
 
@@ -232,10 +211,6 @@ def named_alike(argument: str, data: Path, workdir: Path) -> str:
 
 def scored_split(cell: Cell) -> str:
     return "dev" if cell.task == PRETRAIN else "test"
-
-
-def trained_seconds(folder: Path) -> float:
-    return sum(record["seconds"] for record in read_records(folder / TIMING))
 
 
 # --- the corpus
@@ -285,12 +260,6 @@ def lines_of(path: Path) -> Iterator[str]:
 # --- the tables
 
 
-def read(results: Path) -> list[dict[str, Any]]:
-    if not results.exists():
-        return []
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-
-
 def with_tables(page: str, rows: list[dict[str, Any]]) -> str:
     """`page` with the tables made from `rows` between its marks.
 
@@ -298,7 +267,7 @@ def with_tables(page: str, rows: list[dict[str, Any]]) -> str:
       UserError: the page has no such marks.
     """
     made = {"tasks": task_table(rows), "encodings": encoding_table(rows)}
-    return with_blocks(page, made, by="benchmarks/chinese.py --tables", where=str(PAGE))
+    return with_blocks(page, made, by="python -m benchmarks.chinese --tables", where=str(PAGE))
 
 
 def task_table(rows: list[dict[str, Any]]) -> str:
@@ -332,19 +301,6 @@ def encoding_table(rows: list[dict[str, Any]]) -> str:
                 f"| {before['training_seconds'] / 60:.0f} | {' | '.join(shown)} |"
             )
     return "\n".join(lines) + "\n"
-
-
-def of(rows: list[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
-    """The rows whose cell has these values."""
-    return [row for row in rows if all(row["cell"][name] == value for name, value in wanted.items())]
-
-
-def spread(values: list[float], form: str = ".1f") -> str:
-    """The mean, and the range where there are several."""
-    if not values:
-        return "not run"
-    shown = f"{mean(values):{form}}"
-    return f"{shown} [{min(values):{form}}, {max(values):{form}}]" if len(values) > 1 else shown
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import chinese
+from benchmarks import chinese, minilm
+from benchmarks.cells import read
 from zoo.errors import UserError
 
 
@@ -19,15 +20,17 @@ def row(encoding, task, start, seed, **scores):
     return {"cell": cell, "scores": scores, "training_seconds": 120.0}
 
 
-def test_the_tables_are_those_of_the_rows():
-    page = chinese.PAGE.read_text(encoding="utf-8")
-    fresh = chinese.with_tables(page, chinese.read(chinese.RESULTS))
-    assert fresh == page, "run python benchmarks/chinese.py --tables"
+@pytest.mark.parametrize("benchmark", [chinese, minilm], ids=["chinese", "minilm"])
+def test_the_tables_are_those_of_the_rows(benchmark):
+    page = benchmark.PAGE.read_text(encoding="utf-8")
+    fresh = benchmark.with_tables(page, read(benchmark.RESULTS))
+    assert fresh == page, f"run python -m {benchmark.__name__} --tables"
 
 
-def test_no_cell_is_run_twice_and_none_is_foreign():
-    found = [r["cell"]["name"] for r in chinese.read(chinese.RESULTS)]
-    planned = [cell.name for cell in chinese.cells()]
+@pytest.mark.parametrize("benchmark", [chinese, minilm], ids=["chinese", "minilm"])
+def test_no_cell_is_run_twice_and_none_is_foreign(benchmark):
+    found = [r["cell"]["name"] for r in read(benchmark.RESULTS)]
+    planned = [cell.name for cell in benchmark.cells()]
     assert len(set(planned)) == len(planned)
     assert len(set(found)) == len(found)
     assert set(found) <= set(planned)
