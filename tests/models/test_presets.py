@@ -36,6 +36,12 @@ PUBLISHED = {
     "modernbert-large": 394_781_696,
     "fnet-base": 82_861_056,
     "fnet-large": 236_945_408,
+    "eurobert-210m": 211_766_016,
+    "eurobert-610m": 607_874_688,
+    "eurobert-2.1b": 2_107_590_912,
+    "neobert": 221_665_536,
+    "mosaicbert-base": 137_368_320,
+    "nomic-bert-base": 136_731_648,
 }
 
 

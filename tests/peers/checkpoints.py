@@ -82,6 +82,12 @@ MODERN_OTHER = MODERN | dict(
     attention_bias=True,
     classifier_bias=True,
 )
+GROUPED = SMALL | dict(
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rope_parameters={"rope_type": "default", "rope_theta": 250.0},
+    pad_token_id=1,
+)
 DEBERTA = {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["c2p", "p2c"]}
 # Rows reach further than the buckets.
 BUCKETS = {"position_buckets": 4, "max_relative_positions": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True}
@@ -149,6 +155,26 @@ CASES: dict[str, Case] = {
         "ModernBertConfig",
         MODERN_OTHER | {"tie_word_embeddings": False, "decoder_bias": False},
         types=0,
+    ),
+    "eurobert": Case("EuroBertForMaskedLM", "EuroBertConfig", GROUPED, types=0),
+    "eurobert, other": Case(
+        "EuroBertForMaskedLM",
+        "EuroBertConfig",
+        GROUPED
+        | dict(
+            head_dim=6,
+            rms_norm_eps=0.01,
+            hidden_act="gelu",
+            attention_bias=True,
+            mlp_bias=True,
+            tie_word_embeddings=True,
+        ),
+        types=0,
+    ),
+    "eurobert, classes": Case("EuroBertForSequenceClassification", "EuroBertConfig", GROUPED | LABELS, types=0),
+    "nomic_bert": Case("NomicBertForMaskedLM", "NomicBertConfig", SMALL),
+    "nomic_bert, classes": Case(
+        "NomicBertForSequenceClassification", "NomicBertConfig", OTHER | LABELS | {"head_dim": 6}
     ),
     "modernbert, classes": Case(
         "ModernBertForSequenceClassification",

@@ -42,6 +42,9 @@ _DEEPEST = 1000
 HEAD_SETTINGS = ("activation", "norm_epsilon", "transform", "transform_bias", "output_bias", "tied")
 # From this size on a person wants to see that something moves.
 _LARGE = 100 * 2**20
+_MOSAIC = (
+    ". With alibi_starting_size in it this is MosaicBERT, which calls itself 'bert': set model_type to 'mosaicbert'"
+)
 _TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "merges.txt")
 
 
@@ -143,10 +146,18 @@ def _family(found: Mapping[str, Any], where: str) -> Architecture:
         raise UserError(
             f"{where} names code of its own (auto_map: {found['auto_map']!r}), which is never run. If the model is one that this zoo "
             "computes itself, take the key out and let model_type say which: `python -m zoo convert --help` lists them"
+            + _MOSAIC
+            * _is_mosaic(found)
         )
     if not isinstance(found.get("model_type"), str):
         raise UserError(f"{where}: the key 'model_type', which names the architecture, is missing")
+    if _is_mosaic(found):
+        raise UserError(f"{where} is not of the architecture that it names{_MOSAIC}")
     return architecture(found["model_type"], where)
+
+
+def _is_mosaic(found: Mapping[str, Any]) -> bool:
+    return found.get("model_type") == "bert" and "alibi_starting_size" in found
 
 
 def _heads_of(family: Architecture, found: Mapping[str, Any], names: Iterable[str], where: str) -> tuple[str, ...]:

@@ -80,6 +80,72 @@ def _fnet(layers: int, width: int) -> dict[str, Any]:
     return parts
 
 
+def _eurobert(layers: int, width: int, inner: int, heads: int, kv_heads: int) -> dict[str, Any]:
+    return {
+        "model": {
+            "vocab_size": 128256,
+            "model_dim": width,
+            "num_heads": heads,
+            "num_kv_heads": kv_heads,
+            "num_layers": layers,
+            "max_length": 8192,
+            "token_types": 0,
+            "embedding_norm": False,
+            "pooler": False,
+            "pooling": "late",
+            "pooler_activation": "gelu",
+            "pooler_bias": True,
+            "use_bias": False,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "arrangement": "pre_norm",
+        },
+        "encoding": {"name": "rope", "theta": 2.5e5},
+        "mixer": {"name": "softmax"},
+        "feed_forward": {"name": "swiglu", "width": inner},
+        "norm": {"name": "rmsnorm", "epsilon": 1e-5},
+    }
+
+
+def _neobert() -> dict[str, Any]:
+    return {
+        "model": {
+            "vocab_size": 30522,
+            "model_dim": 768,
+            "num_heads": 12,
+            "num_layers": 28,
+            "max_length": 4096,
+            "token_types": 0,
+            "embedding_norm": False,
+            "pooler": False,
+            "pooler_bias": True,
+            "use_bias": False,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "arrangement": "pre_norm",
+        },
+        "encoding": {"name": "rope", "layout": "interleaved"},
+        "mixer": {"name": "softmax"},
+        "feed_forward": {"name": "swiglu", "width": 2048},
+        "norm": {"name": "rmsnorm", "epsilon": 1e-5},
+    }
+
+
+def _mosaicbert() -> dict[str, Any]:
+    made = _bert(12, 768, vocab_size=30528, encoding="alibi")
+    made["model"]["attention_dropout"] = 0.0
+    made["feed_forward"] = {"name": "geglu", "width": 3072, "up_bias": False}
+    return made
+
+
+def _nomic_bert() -> dict[str, Any]:
+    made = _bert(12, 768, vocab_size=30528, encoding="rope", max_length=2048)
+    made["model"] |= {"pooler": False, "pooler_bias": True, "use_bias": False, "dropout": 0.0, "attention_dropout": 0.0}
+    made["encoding"]["theta"] = 1000.0
+    made["feed_forward"] = {"name": "swiglu", "width": 3072}
+    return made
+
+
 _PRESETS = {
     # Devlin et al. 2018 (arXiv:1810.04805), section 3; English, uncased.
     "bert-base": _bert(12, 768, vocab_size=30522, encoding="learned"),
@@ -110,6 +176,16 @@ _PRESETS = {
     # Lee-Thorp et al. 2021 (arXiv:2105.03824), section 4.1 and its released checkpoints.
     "fnet-base": _fnet(12, 768),
     "fnet-large": _fnet(24, 1024),
+    # Boizard et al. 2025 (arXiv:2503.05500), table 1; `pooler` is the head of its classifiers.
+    "eurobert-210m": _eurobert(12, 768, 3072, 12, 12),
+    "eurobert-610m": _eurobert(26, 1152, 4096, 18, 6),
+    "eurobert-2.1b": _eurobert(32, 2304, 6144, 18, 6),
+    # Le Breton et al. 2025 (arXiv:2502.19587), table 2; `pooler` is the head of its classifiers.
+    "neobert": _neobert(),
+    # Portes et al. 2023 (arXiv:2312.17482), section 3; the vocabulary of BERT rounded up.
+    "mosaicbert-base": _mosaicbert(),
+    # Nussbaum et al. 2024 (arXiv:2402.01613), section 4, in the sizes that the source library has of it.
+    "nomic-bert-base": _nomic_bert(),
 }
 
 

@@ -9,8 +9,12 @@ from zoo.interop.architectures.bert import BERT, NEZHA
 from zoo.interop.architectures.deberta import DEBERTA, DEBERTA_V2
 from zoo.interop.architectures.distilbert import DISTILBERT
 from zoo.interop.architectures.electra import ELECTRA
+from zoo.interop.architectures.eurobert import EUROBERT
 from zoo.interop.architectures.fnet import FNET
 from zoo.interop.architectures.modernbert import MODERNBERT
+from zoo.interop.architectures.mosaicbert import MOSAICBERT
+from zoo.interop.architectures.neobert import NEOBERT
+from zoo.interop.architectures.nomic_bert import NOMIC_BERT
 from zoo.interop.architectures.roberta import ROBERTA, XLM_ROBERTA
 from zoo.interop.architectures.roformer import ROFORMER
 
@@ -26,6 +30,10 @@ FAMILIES = (
     DEBERTA,
     DEBERTA_V2,
     MODERNBERT,
+    EUROBERT,
+    NOMIC_BERT,
+    NEOBERT,
+    MOSAICBERT,
     FNET,
 )
 ARCHITECTURES: dict[str, Architecture] = {family.model_type: family for family in FAMILIES}

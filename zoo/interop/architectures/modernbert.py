@@ -8,7 +8,7 @@ from typing import Any
 from zoo.errors import UserError, near
 from zoo.interop.architecture import Architecture, HeadMap, Tree
 from zoo.interop.architectures.bert import linear
-from zoo.interop.architectures.rotary import GATED, NAMES, parameters, theta_in
+from zoo.interop.architectures.rotary import GATED, IGNORED, NAMES, parameters, theta_in
 from zoo.interop.key_map import Fused, Rule, dense, norm
 from zoo.interop.settings import Setting, read
 
@@ -193,4 +193,5 @@ MODERNBERT = Architecture(
     heads=(MASKED_LM, CLASSIFICATION),
     refused={f"ModernBertFor{name}": OVER_TOKENS for name in ("TokenClassification", "QuestionAnswering")},
     tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+    ignored=IGNORED,
 )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from zoo.errors import UserError
+from zoo.interop.architecture import Tree
 
 # Their name of an activation → our gated feed-forward, the first that fits being written.
 GATED = {
@@ -28,6 +29,10 @@ NAMES = {
     "swish": "silu",
     "tanh": "tanh",
 }
+
+
+# Tables of angles, which some files keep.
+IGNORED = (r".*inv_freq", r".*freqs_cis")
 
 
 def gate_activation(tree: Mapping[str, Any]) -> str:
@@ -70,3 +75,20 @@ def theta_in(given: Any, default: Any, where: str) -> float:
 def parameters(base: float) -> dict[str, Any]:
     """The entry of rope parameters that says `base`."""
     return {"rope_type": "default", "rope_theta": base}
+
+
+def with_rope(default: float) -> tuple[Callable[..., Tree], Callable[[Tree], dict[str, Any] | None]]:
+    """`derive` and `recover` of a family all of whose layers turn by one base, `default` where its config.json has none."""
+
+    def derive(tree: Tree, theirs: Mapping[str, Any], where: str) -> Tree:
+        tree["encoding"] = {"name": "rope", "theta": theta(theirs, default, where)}
+        return tree
+
+    def recover(tree: Tree) -> dict[str, Any] | None:
+        if tree["encoding"].get("name") != "rope":
+            return None
+        base = tree["encoding"]["theta"]
+        # In the words of transformers 5 and of those before it.
+        return {"rope_parameters": parameters(base), "rope_theta": base}
+
+    return derive, recover
