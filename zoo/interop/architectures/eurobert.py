@@ -28,7 +28,7 @@ MASKED_LM = HeadMap(
 CLASSIFICATION = HeadMap(
     "classification",
     (*dense("dense", "model/pooler"), *linear("classifier", "classification")),
-    model={"pooler": True},
+    model=lambda tree: {"pooler": True},
 )
 
 LAYER = "layers.{layer}."

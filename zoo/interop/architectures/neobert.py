@@ -35,7 +35,7 @@ MASKED_LM = HeadMap(
 CLASSIFICATION = HeadMap(
     "classification",
     (*dense("dense", "model/pooler"), *linear("classifier", "classification")),
-    model={"pooler": True},
+    model=lambda tree: {"pooler": True},
 )
 
 LAYER = "transformer_encoder.{layer}."
