@@ -1,4 +1,4 @@
-"""Chinese words by jieba, for whole-word masking (NEZHA, arXiv 1909.00204, section 3.2)."""
+"""Chinese words by jieba, for whole-word masking (NEZHA, arXiv 1909.00204, section 3.2) and for vocabularies of words (RoFormer)."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ class ChineseWords:
     @staticmethod
     def version() -> str:
         return "jieba " + importlib.metadata.version("jieba")
+
+    def cut(self, text: str) -> list[str]:
+        """The words of `text` by the dictionary alone, without the hidden Markov model for unknown ones; together they are `text`."""
+        return list(self._jieba.cut(text, HMM=False))
 
     def word_of_character(self, text: str) -> np.ndarray:
         """For each character of `text`, the number of its word: int32 [len(text)]."""

@@ -88,11 +88,11 @@ def normalizer(lowercase: bool) -> normalizers.Normalizer:
     )
 
 
-def wordpiece(tokens: Sequence[str], *, lowercase: bool, chinese_words: bool, where: str) -> LibraryTokenizer:
-    """The tokenizer of BERT and NEZHA over a list of tokens, the position of each being its id.
+def numbered(tokens: Sequence[str], where: str) -> dict[str, int]:
+    """Token → its place in the list.
 
     Raises:
-      UserError: a token twice or empty (the line is named), or one of the five special tokens missing.
+      UserError: a token twice or empty; the line is named.
     """
     ids: dict[str, int] = {}
     for i, token in enumerate(tokens):
@@ -101,6 +101,16 @@ def wordpiece(tokens: Sequence[str], *, lowercase: bool, chinese_words: bool, wh
         if token in ids:
             raise UserError(f"{where}:{i + 1}: the token {token!r} stands on line {ids[token] + 1} already")
         ids[token] = i
+    return ids
+
+
+def wordpiece(tokens: Sequence[str], *, lowercase: bool, chinese_words: bool, where: str) -> LibraryTokenizer:
+    """The tokenizer of BERT and NEZHA over a list of tokens, the position of each being its id.
+
+    Raises:
+      UserError: a token twice or empty (the line is named), or one of the five special tokens missing.
+    """
+    ids = numbered(tokens, where)
     unk = Vocabulary.of(ids, (), where).unk
     model = models.WordPiece(
         ids,

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from zoo.data import sentencepiece_tokenizer, wordpiece_training
+from zoo.data import jieba_wordpiece, sentencepiece_tokenizer, wordpiece_training
 from zoo.data.byte_level_bpe import MERGES, byte_level_bpe
 from zoo.data.files import read_lines
 from zoo.data.huggingface_tokenizer import from_json, whole_words, wordpiece
@@ -43,7 +43,11 @@ TRAINING = "training.json"
 
 
 def load_tokenizer(
-    path: str | os.PathLike, *, lowercase: bool | None = None, chinese_words: bool | None = None
+    path: str | os.PathLike,
+    *,
+    lowercase: bool | None = None,
+    chinese_words: bool | None = None,
+    jieba_first: bool | None = None,
 ) -> Tokenizer:
     """The tokenizer in a file or a folder: `vocab.txt` (WordPiece), `tokenizer.json`, `merges.txt` with `vocab.json` (byte-level
     BPE) or a SentencePiece `.model`.
@@ -55,6 +59,8 @@ def load_tokenizer(
       path: file or folder. A vocabulary may have any name that ends in `.txt`, `.txt.xz` or `.txt.gz`.
       lowercase: for WordPiece only; None takes `do_lower_case` of a `tokenizer_config.json` beside it, else True.
       chinese_words: whether words are jieba's; None takes what the folder says, else False.
+      jieba_first: for WordPiece only: whether jieba cuts the text before pieces are looked for; None takes what a
+        `tokenizer_config.json` beside it says (`RoFormerTokenizer`), else False.
 
     Raises:
       UserError: nothing there, a file that is not what its name says, or a folder that says the opposite of
@@ -69,12 +75,20 @@ def load_tokenizer(
         chinese_words = folder is not None and (folder / CHINESE_WORDS).exists()
     if file.name == MERGES:
         return byte_level_bpe(file.parent, chinese_words=chinese_words)
+    if jieba_first is None:
+        jieba_first = _settings(folder).get("tokenizer_class") in jieba_wordpiece.CLASSES
     if ".txt" in file.suffixes:
         tokens = _read_vocabulary(file)
         lowercase = _lowercase(folder, lowercase)
-        return wordpiece(tokens, lowercase=lowercase, chinese_words=chinese_words, where=str(file))
+        made = jieba_wordpiece.jieba_wordpiece if jieba_first else wordpiece
+        return made(tokens, lowercase=lowercase, chinese_words=chinese_words, where=str(file))
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected vocab.txt, tokenizer.json or a SentencePiece .model")
+    if file.suffix == ".json" and jieba_first:
+        tokens, lowercase = jieba_wordpiece.saved_by_the_library(file.read_bytes(), str(file))
+        return jieba_wordpiece.jieba_wordpiece(
+            tokens, lowercase=lowercase, chinese_words=chinese_words, where=str(file)
+        )
     if file.suffix == ".json":
         return from_json(file.read_bytes(), chinese_words=chinese_words, where=str(file))
     if file.suffix == ".model":
@@ -135,16 +149,30 @@ def _read_vocabulary(file: Path) -> list[str]:
     return tokens
 
 
-def _lowercase(folder: Path | None, asked: bool | None) -> bool:
-    settings = folder / "tokenizer_config.json" if folder else None
-    if settings is None or not settings.exists():
-        return True if asked is None else asked
+def _settings(folder: Path | None) -> dict:
+    """What a folder's tokenizer_config.json says; nothing where it has none.
+
+    Raises:
+      UserError: it is no JSON object.
+    """
+    path = folder / "tokenizer_config.json" if folder else None
+    if path is None or not path.exists():
+        return {}
     try:
-        said = json.loads(settings.read_text("utf-8")).get("do_lower_case", asked)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{settings}: not a JSON object: {error}") from error
+        said = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON object: {error}") from error
+    if not isinstance(said, dict):
+        raise UserError(f"{path}: not a JSON object: it holds {type(said).__name__}")
+    return said
+
+
+def _lowercase(folder: Path | None, asked: bool | None) -> bool:
+    said = _settings(folder).get("do_lower_case", asked)
     if asked is not None and said != asked:
-        raise UserError(f"{settings} says do_lower_case={said}, but lowercase={asked} was asked for")
+        raise UserError(
+            f"{folder / 'tokenizer_config.json'} says do_lower_case={said}, but lowercase={asked} was asked for"
+        )
     return True if said is None else bool(said)
 
 

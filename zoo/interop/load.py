@@ -241,7 +241,14 @@ def tokenizer_in(directory: Path) -> Tokenizer | None:
     """The tokenizer of a checkpoint; None where the directory has no file of one."""
     if not any((directory / name).exists() for name in _TOKENIZER_FILES) and not any(directory.glob("*.model")):
         return None
-    return load_tokenizer(directory)
+    return load_tokenizer(directory, jieba_first=_jieba_first(directory))
+
+
+def _jieba_first(directory: Path) -> bool | None:
+    """Where tokenizer_config.json names no tokenizer, the source library takes that of the architecture: RoFormer's is of Chinese words."""
+    settings = directory / "tokenizer_config.json"
+    named = settings.is_file() and read_json(settings, dict).get("tokenizer_class")
+    return None if named else read_json(directory / CONFIG, dict).get("model_type") == "roformer"
 
 
 def _load_run(workdir: Path) -> Pretrained:
