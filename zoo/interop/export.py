@@ -46,7 +46,7 @@ def export(
         raise UserError(f"{path} is there already; name a new directory")
     tree = plain(pretrained.config)
     names = [head.name for head in pretrained.heads]
-    family, settings = _written_as(tree, names, model_type or pretrained.architecture)
+    family, settings = written_as(tree, names, model_type or pretrained.architecture)
     class_name = family.class_of(names)
     if class_name is None:
         raise UserError(
@@ -72,10 +72,14 @@ def export(
     return path
 
 
-def _written_as(
+def written_as(
     tree: Mapping[str, Any], heads: Sequence[str], model_type: str | None
 ) -> tuple[Architecture, dict[str, Any]]:
-    """The architecture that has this model with the pooler that its heads bring, and its settings."""
+    """The architecture that has this model with the pooler that its heads bring, and its settings.
+
+    Raises:
+      UserError: none has, or not that of `model_type`; says what differs from the nearest.
+    """
     neutral = _NEUTRAL if tree["model"]["pooler"] else (*_NEUTRAL, "model.pooler")
     families = ARCHITECTURES.values() if model_type is None else [architecture(model_type, "export")]
     fewest: tuple[int, str, list[str]] | None = None
@@ -83,7 +87,13 @@ def _written_as(
         settings = family.write(tree)
         if settings is None:
             continue
-        there = family.read(settings, "export")
+        try:
+            there = family.read(settings, "export")
+        except UserError:
+            if model_type is not None:
+                raise
+            # What another family's config.json cannot say is no model of that family.
+            continue
         for head in family.heads:
             if head.name in heads:
                 there["model"].update(head.model(there))

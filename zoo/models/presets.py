@@ -30,7 +30,7 @@ def _bert(layers: int, width: int, *, vocab_size: int, encoding: str, max_length
 
 def _modernbert(layers: int, width: int, inner: int) -> dict[str, Any]:
     """Every third layer sees all tokens, those between them 64 to either side; the first has no norm before its mixer."""
-    local = {"mixer": {"name": "softmax", "window": (64, 64)}, "encoding": {"name": "rope", "theta": 1e4}}
+    local = {"mixer": {"name": "softmax", "biases": (), "window": (64, 64)}, "encoding": {"name": "rope", "theta": 1e4}}
     return {
         "model": {
             "vocab_size": 50368,
@@ -42,17 +42,18 @@ def _modernbert(layers: int, width: int, inner: int) -> dict[str, Any]:
             "pooler": False,
             "pooler_activation": "gelu",
             "pooler_norm": True,
+            "pooler_bias": False,
             "use_bias": False,
             "dropout": 0.0,
             "attention_dropout": 0.0,
             "arrangement": "pre_norm",
             "stages": (
-                {"pattern": ({"arrangement": {"name": "pre_norm", "mixer_norm": False}},)},
+                {"pattern": ({"arrangement": {"name": "pre_norm", "mixer_norm": False}},), "repeats": 1},
                 {"pattern": (local, local, {}), "repeats": (layers - 1) // 3},
             ),
         },
         "encoding": {"name": "rope", "theta": 1.6e5},
-        "mixer": {"name": "softmax"},
+        "mixer": {"name": "softmax", "biases": ()},
         "feed_forward": {"name": "geglu", "width": inner},
         "norm": {"name": "layernorm", "epsilon": 1e-5, "use_bias": False},
     }
@@ -101,7 +102,7 @@ def _eurobert(layers: int, width: int, inner: int, heads: int, kv_heads: int) ->
             "arrangement": "pre_norm",
         },
         "encoding": {"name": "rope", "theta": 2.5e5},
-        "mixer": {"name": "softmax"},
+        "mixer": {"name": "softmax", "biases": ()},
         "feed_forward": {"name": "swiglu", "width": inner},
         "norm": {"name": "rmsnorm", "epsilon": 1e-5},
     }
