@@ -42,6 +42,7 @@ PUBLISHED = {
     "neobert": 221_665_536,
     "mosaicbert-base": 137_368_320,
     "nomic-bert-base": 136_731_648,
+    "convbert-base": 105_680_520,
 }
 
 

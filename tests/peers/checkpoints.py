@@ -145,6 +145,19 @@ CASES: dict[str, Case] = {
         types=0,
     ),
     "bert, answers": Case("BertForQuestionAnswering", "BertConfig", SMALL),
+    # torch leaves the row of pad_token_id without a gradient, though padding is convolved like any token: none is drawn.
+    "convbert": Case(
+        "ConvBertForMaskedLM",
+        "ConvBertConfig",
+        SMALL | {"embedding_size": 16, "conv_kernel_size": 5, "pad_token_id": 0},
+    ),
+    "convbert, groups": Case(
+        "ConvBertForSequenceClassification",
+        "ConvBertConfig",
+        OTHER
+        | LABELS
+        | {"embedding_size": 10, "num_groups": 2, "num_attention_heads": 4, "hidden_act": "gelu", "pad_token_id": 0},
+    ),
     "fnet": Case("FNetForPreTraining", "FNetConfig", _without(SMALL, "num_attention_heads"), types=4),
     "fnet, classes": Case(
         "FNetForSequenceClassification", "FNetConfig", _without(OTHER, "num_attention_heads") | LABELS, types=4

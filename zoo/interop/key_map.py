@@ -44,15 +44,15 @@ class Axes(Form):
 
 @dataclass(frozen=True)
 class Squeezed(Form):
-    """One of ours without the axes of size one that theirs has at `axes`."""
+    """One of ours without the axes of size one that theirs has at `axes`, and transposed where it is a matrix."""
 
     axes: tuple[int, ...]
 
     def ours(self, tensor: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (np.squeeze(tensor, self.axes),)
+        return (np.squeeze(tensor, self.axes).T,)
 
     def theirs(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        return np.expand_dims(arrays[0], self.axes)
+        return np.expand_dims(arrays[0].T, self.axes)
 
 
 @dataclass(frozen=True)

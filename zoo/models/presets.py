@@ -147,6 +147,13 @@ def _nomic_bert() -> dict[str, Any]:
     return made
 
 
+def _convbert(layers: int, width: int) -> dict[str, Any]:
+    parts = _bert(layers, width, vocab_size=30522, encoding="learned")
+    parts["model"]["pooler"] = False
+    parts["mixer"] = {"name": "mixed_attention", "pads": "tokens"}
+    return parts
+
+
 _PRESETS = {
     # Devlin et al. 2018 (arXiv:1810.04805), section 3; English, uncased.
     "bert-base": _bert(12, 768, vocab_size=30522, encoding="learned"),
@@ -187,6 +194,8 @@ _PRESETS = {
     "mosaicbert-base": _mosaicbert(),
     # Nussbaum et al. 2024 (arXiv:2402.01613), section 4, in the sizes that the source library has of it.
     "nomic-bert-base": _nomic_bert(),
+    # Jiang et al. 2020 (arXiv:2008.02496), table 3 and the released checkpoint, whose convolutions see padding.
+    "convbert-base": _convbert(12, 768),
 }
 
 

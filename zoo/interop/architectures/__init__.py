@@ -6,6 +6,7 @@ from zoo.errors import UserError, near
 from zoo.interop.architecture import Architecture
 from zoo.interop.architectures.albert import ALBERT
 from zoo.interop.architectures.bert import BERT, NEZHA
+from zoo.interop.architectures.convbert import CONVBERT
 from zoo.interop.architectures.deberta import DEBERTA, DEBERTA_V2
 from zoo.interop.architectures.distilbert import DISTILBERT
 from zoo.interop.architectures.electra import ELECTRA
@@ -35,6 +36,7 @@ FAMILIES = (
     NEOBERT,
     MOSAICBERT,
     FNET,
+    CONVBERT,
 )
 ARCHITECTURES: dict[str, Architecture] = {family.model_type: family for family in FAMILIES}
 
