@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from ml_collections import ConfigDict
 
 from zoo.errors import UserError
 from zoo.interop.architectures.modernbert import FULL, MASKED_LM, MODERNBERT, SLIDING, repeated
+from zoo.interop.export import export
+from zoo.interop.pretrained import Head, Pretrained
+from zoo.interop.starting_point import adopt
+from zoo.models import preset
 
 SMALL = {"vocab_size": 41, "hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 24}
 
@@ -74,9 +81,35 @@ def test_a_head_with_half_of_its_biases_is_refused():
     with pytest.raises(UserError, match=r"classifier_bias=True and norm_bias=False.*both or none"):
         MASKED_LM.read(read(classifier_bias=True), {}, "config.json")
     assert MASKED_LM.read(read(), {"decoder_bias": False, "tie_word_embeddings": False}, "config.json") == {
+        "transform": True,
         "activation": "gelu",
         "norm_epsilon": 1e-5,
         "transform_bias": False,
         "output_bias": False,
         "tied": False,
     }
+
+
+def test_a_tagging_run_that_begins_from_it_has_its_head(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(SMALL | {"model_type": "modernbert", "norm_eps": 0.1}))
+    tree = {**preset("bert-tiny"), "task": {"name": "token_tagging"}}
+    adopt(tree, str(tmp_path))
+    given = {"transform": True, "activation": "gelu", "norm_epsilon": 0.1, "transform_bias": False}
+    assert tree["task"] == {"name": "token_tagging", **given}
+
+
+@pytest.mark.parametrize(
+    ("head", "fields", "message"),
+    [
+        ("token_tagging", {"transform": False}, "no token_tagging head of this model with transform=False"),
+        (
+            "masked_lm",
+            {"norm_epsilon": 0.5},
+            r"no masked_lm head of this model with norm_epsilon=0\.5, transform_bias=True",
+        ),
+    ],
+)
+def test_another_head_is_not_exported(tmp_path, head, fields, message):
+    ours = Pretrained(None, {}, None, ConfigDict(read()), "modernbert", (Head(head, tuple(fields.items()), 2),))
+    with pytest.raises(UserError, match=message):
+        export(ours, tmp_path / "out")

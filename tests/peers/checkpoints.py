@@ -169,6 +169,9 @@ CASES: dict[str, Case] = {
         MODERN_OTHER | {"tie_word_embeddings": False, "decoder_bias": False},
         types=0,
     ),
+    "modernbert, tags": Case(
+        "ModernBertForTokenClassification", "ModernBertConfig", MODERN | LABELS | {"num_hidden_layers": 2}, types=0
+    ),
     "eurobert": Case("EuroBertForMaskedLM", "EuroBertConfig", GROUPED, types=0),
     "eurobert, other": Case(
         "EuroBertForMaskedLM",

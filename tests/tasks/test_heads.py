@@ -13,6 +13,7 @@ from zoo.errors import UserError
 from zoo.tasks.heads import DiscriminatorHead, LinearHead, MaskedLMHead
 from zoo.tasks.masked_lm import MaskedLM
 from zoo.tasks.masked_lm_with_sentences import MaskedLMWithSentences
+from zoo.tasks.token_tagging import TokenTagging
 
 H = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
 E = np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32)
@@ -53,6 +54,23 @@ def test_there_may_be_no_transform_and_a_table_of_its_own():
     np.testing.assert_allclose(logits, H @ params["table"].T + params["bias"], atol=1e-5)
     bare = MaskedLMHead(4, "gelu", 1e-3, jnp.float32, None, transform=False, output_bias=False)
     np.testing.assert_allclose(bare.apply({}, H, E), H @ E.T, atol=1e-5)
+
+
+def test_a_transform_before_the_tags():
+    """ModernBERT."""
+    task = TokenTagging(labels=("B-x", "O"), transform=True, activation="relu", norm_epsilon=1e-3, transform_bias=False)
+    head = task.head(TinyEncoder(), 2, dropout=0.0)()
+    params = moved(head.init(jax.random.key(0), H, False)["params"])
+    assert shapes(params) == {
+        "dense": {"kernel": (4, 4)},
+        "norm": {"scale": (4,)},
+        "output": {"kernel": (4, 2), "bias": (2,)},
+    }
+    x = normalised(np.maximum(0, H @ params["dense"]["kernel"]), 1e-3) * params["norm"]["scale"]
+    expected = x @ params["output"]["kernel"] + params["output"]["bias"]
+    np.testing.assert_allclose(head.apply({"params": params}, H, False), expected, atol=1e-5)
+    head = TokenTagging(labels=("B-x", "O")).head(TinyEncoder(), 2, dropout=0.0)()
+    assert shapes(head.init(jax.random.key(0), H, False)["params"]) == {"output": {"kernel": (4, 2), "bias": (2,)}}
 
 
 def test_the_discriminator_tells_every_token():

@@ -74,7 +74,6 @@ class Architecture:
       pooler: those of the encoder's own pooler, which a file may lack.
       classes: name in `architectures` → the heads it has; the first without heads is the bare encoder.
       heads: every head of the family.
-      refused: classes of the family whose heads are not ours, and why.
       beside: heads that a file may have beside those of its class, which the source library passes over.
       tied: their keys, with the prefix, that repeat another of their keys, or are left out.
       ignored: patterns of keys that hold no parameter.
@@ -88,7 +87,6 @@ class Architecture:
     rules: Callable[[Mapping[str, Any]], Sequence[Rule]]
     classes: Mapping[str, tuple[str, ...]] = field(hash=False)
     heads: tuple[HeadMap, ...] = ()
-    refused: Mapping[str, str] = field(default_factory=dict, hash=False)
     beside: tuple[str, ...] = ()
     pooler: tuple[Rule, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict, hash=False)

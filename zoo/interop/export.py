@@ -19,9 +19,10 @@ from zoo.interop import parameters
 from zoo.interop.architecture import Architecture
 from zoo.interop.architectures import ARCHITECTURES, architecture
 from zoo.interop.load import CONFIG, HEAD_SETTINGS, load_pretrained
-from zoo.interop.pretrained import Head, Pretrained
+from zoo.interop.pretrained import OVER_TOKENS, Head, Pretrained
 from zoo.interop.weights import write_weights
 from zoo.tasks.masked_lm import MaskedLM
+from zoo.tasks.token_tagging import TokenTagging
 
 # Entries that say how a model is computed and trained, and of which a config.json says nothing.
 _NEUTRAL = ("model.dtype", "model.remat", "model.unroll", "model.pooler:", "mixer.implementation")
@@ -119,25 +120,25 @@ def _head_written_as(head: Head, family: Architecture, tree: Mapping[str, Any]) 
     Raises:
       UserError: the family's head computes something else.
     """
-    if head.name != "masked_lm":
+    if head.name != "masked_lm" and head.name not in OVER_TOKENS:
         return {}
-    described, its = family.head(head.name), _computed(dict(head.settings))
+    described, its = family.head(head.name), _computed(head.name, dict(head.settings))
     written = described.write(its)
-    theirs = {} if written is None else _computed(described.read(tree, written, "export"))
+    theirs = {} if written is None else _computed(head.name, described.read(tree, written, "export"))
     if theirs != its:
         apart = [name for name in its if its[name] != theirs.get(name)]
         raise UserError(
-            f"{family.model_type} has no masked-LM head of this model with "
+            f"{family.model_type} has no {head.name} head of this model with "
             + ", ".join(f"{name}={its[name]!r}" for name in apart)
         )
     return written
 
 
-def _computed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a masked-LM head that say what it computes."""
-    task = MaskedLM(**settings)
+def _computed(head: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a head that say what it computes."""
+    task = MaskedLM(**settings) if head == "masked_lm" else TokenTagging(**settings)
     without = () if task.transform else ("activation", "norm_epsilon", "transform_bias")
-    return {name: getattr(task, name) for name in HEAD_SETTINGS if name not in without}
+    return {name: getattr(task, name) for name in HEAD_SETTINGS if hasattr(task, name) and name not in without}
 
 
 def _write(

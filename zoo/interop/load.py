@@ -38,7 +38,7 @@ MODEL = ("model", "encoding", "mixer", "feed_forward", "norm")
 _OURS = "format_version"
 # Layers that share their parameters are no tensors of their own.
 _DEEPEST = 1000
-# The fields of a task that say what its masked-LM head computes.
+# The fields of a task that say what its masked-LM or tagging head computes.
 HEAD_SETTINGS = ("activation", "norm_epsilon", "transform", "transform_bias", "output_bias", "tied")
 # From this size on a person wants to see that something moves.
 _LARGE = 100 * 2**20
@@ -167,9 +167,8 @@ def _heads_of(family: Architecture, found: Mapping[str, Any], names: Iterable[st
     given = found.get("architectures")
     if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
         if given[0] not in family.classes:
-            why = family.refused.get(given[0]) or near(given[0], family.classes)
             raise UserError(
-                f"{where}: the heads of {given[0]!r} are not among ours; {why}. "
+                f"{where}: the heads of {given[0]!r} are not among ours; {near(given[0], family.classes)}. "
                 "load_pretrained(path, heads=False) reads the encoder alone"
             )
         return family.classes[given[0]] + beside
@@ -269,10 +268,11 @@ def _load_run(workdir: Path) -> Pretrained:
 
 
 def _own_head(name: str, params: Mapping[str, Any], task: Mapping[str, Any]) -> Head:
+    settings = tuple((key, task[key]) for key in HEAD_SETTINGS if key in task)
     if name == "masked_lm":
-        return Head(name, tuple((key, task[key]) for key in HEAD_SETTINGS if key in task))
+        return Head(name, settings)
     if "output" not in params:
         raise UserError(
             f"the head {name!r} of this run has no counterpart in a checkpoint; load_pretrained(…, heads=False)"
         )
-    return Head(name, classes=np.shape(params["output"]["kernel"])[-1])
+    return Head(name, settings if name == "token_tagging" else (), np.shape(params["output"]["kernel"])[-1])

@@ -21,10 +21,11 @@ from zoo.interop.sentence_embedding import SentenceEmbedding
 from zoo.models import Transformer
 from zoo.tasks.heads import DiscriminatorHead, LinearHead
 from zoo.tasks.masked_lm import MaskedLM
+from zoo.tasks.token_tagging import TokenTagging
 
 # Head → where its linear layer stands: over the pooled output or over every token.
 _OVER_POOLED = ("classification", "nsp", "sop")
-_OVER_TOKENS = ("token_tagging", "question_answering")
+OVER_TOKENS = ("token_tagging", "question_answering")
 SENTENCES = ("nsp", "sop")
 
 
@@ -98,10 +99,11 @@ class AllHeads(nn.Module):
                 dtype=self.model.dtype, initializer=self.model.initializer(), name=head.name, **dict(head.settings)
             )
             return lambda encoded: module(encoded.hidden)
-        linear = LinearHead(head.classes, 0.0, self.model.initializer(), name=head.name)
         if head.name in _OVER_POOLED:
+            linear = LinearHead(head.classes, 0.0, self.model.initializer(), name=head.name)
             return lambda encoded: linear(encoded.pooled, train=False)
-        return lambda encoded: linear(encoded.hidden, train=False)
+        over_tokens = TokenTagging(**dict(head.settings)).head(self.model, head.classes, dropout=0.0)(name=head.name)
+        return lambda encoded: over_tokens(encoded.hidden, train=False)
 
 
 @dataclass(frozen=True, eq=False)

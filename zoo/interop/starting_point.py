@@ -48,9 +48,11 @@ def adopt(tree: dict[str, Any], path: str) -> None:
     for head in family.heads:
         if head.name == "classification":
             made["model"].update(head.model(made))
-    head = {}
-    if str(tree["task"].get("name", "")).startswith("masked_lm"):
+    head, task = {}, str(tree["task"].get("name", ""))
+    if task.startswith("masked_lm"):
         head = family.head("masked_lm").read(made, theirs, where)
+    elif task == "token_tagging" and any(its.name == task for its in family.heads):
+        head = family.head(task).read(made, theirs, where)
     take_over(tree, made, head, path)
 
 

@@ -73,6 +73,30 @@ class LinearHead(nn.Module):
         return nn.Dense(self.classes, kernel_init=self.initializer, name="output")(x)
 
 
+class TransformedHead(nn.Module):
+    """x = LN(act(h W + b)); dropout → x W' + c in float32, [..., D] → [..., C]; without `transform_bias` dense and norm have no bias.
+
+    The first product runs in `dtype`. Source: the released code of Warner et al. 2024 (ModernBERT, arXiv:2412.13663).
+    """
+
+    classes: int
+    dropout: float
+    initializer: Callable
+    activation: Activation
+    epsilon: float
+    dtype: Any
+    transform_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        width, bias = x.shape[-1], self.transform_bias
+        x = nn.Dense(width, use_bias=bias, dtype=self.dtype, kernel_init=self.initializer, name="dense")(x)
+        x = activate(self.activation, x.astype(jnp.float32))
+        x = nn.LayerNorm(epsilon=self.epsilon, use_bias=bias, use_fast_variance=False, name="norm")(x)
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        return nn.Dense(self.classes, kernel_init=self.initializer, name="output")(x)
+
+
 class DiscriminatorHead(nn.Module):
     """act(h W + b) · w + c: [B, T, D] → float32 logits [B, T], above zero for a token that was replaced.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.errors import UserError, near
+from zoo.layers.activations import Activation
 from zoo.tasks import scores
-from zoo.tasks.heads import Heads, LinearHead
+from zoo.tasks.heads import Heads, LinearHead, TransformedHead
 from zoo.tasks.registration import registry
 from zoo.tasks.task import Output, Task, check_same_length, cross_entropy, encode, field
 
@@ -46,9 +47,18 @@ class TokenTagging(Task):
 
     Attributes:
       labels: the tags in the order of the logits; empty: those of the train split, sorted.
+      transform: dense layer, `activation` and norm stand between the last layer and the tags, as in ModernBERT; without it
+        activation, norm_epsilon and transform_bias say nothing.
+      activation: "gelu" (by the error function), "gelu_tanh", "relu", "silu" or "tanh".
+      norm_epsilon: of the transform's norm.
+      transform_bias: of the transform's dense layer and norm.
     """
 
     labels: tuple[str, ...] = ()
+    transform: bool = False
+    activation: Activation = "gelu"
+    norm_epsilon: float = 1e-12
+    transform_bias: bool = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -112,7 +122,22 @@ class TokenTagging(Task):
         """Raises UserError where the labels are not known yet: `resolve` first."""
         if not self.labels:
             raise UserError(f"task {self.name!r} has no labels")
-        return TokenTaggingModule(model, len(self.labels))
+        return TokenTaggingModule(model, self.head(model, len(self.labels), model.dropout))
+
+    def head(self, model: nn.Module, classes: int, dropout: float) -> Callable[..., nn.Module]:
+        """The head over every token of a Transformer, still to be named."""
+        if not self.transform:
+            return functools.partial(LinearHead, classes=classes, dropout=dropout, initializer=model.initializer())
+        return functools.partial(
+            TransformedHead,
+            classes=classes,
+            dropout=dropout,
+            initializer=model.initializer(),
+            activation=self.activation,
+            epsilon=self.norm_epsilon,
+            dtype=model.dtype,
+            transform_bias=self.transform_bias,
+        )
 
     def score(self, predictions: Mapping[str, np.ndarray], examples: Sequence[TaggedWords]) -> dict[str, float]:
         """`scores.tagging`'s and `truncated_words`; `predictions` holds `labels` [B, T]."""
@@ -133,15 +158,12 @@ class TokenTaggingModule(nn.Module):
     """
 
     model: nn.Module
-    classes: int
+    head: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], train: bool = False) -> Output:
         encoded = encode(self.model, batch, train)
-        head = functools.partial(
-            LinearHead, classes=self.classes, dropout=self.model.dropout, initializer=self.model.initializer()
-        )
-        logits = Heads("token_tagging", head, name="heads")(encoded.hidden, train)
+        logits = Heads("token_tagging", self.head, name="heads")(encoded.hidden, train)
         weight = batch["label_weights"] * batch["example_weight"].astype(jnp.float32)[:, None]
         loss = (cross_entropy(logits, batch["labels"]) * weight).sum()
         predictions = {"labels": jnp.argmax(logits, axis=-1).astype(jnp.int32)}

@@ -91,15 +91,16 @@ def recover(tree: Tree) -> dict[str, Any] | None:
     }
 
 
-def masked_lm_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The head's dense layer has the bias of the classifiers, its norm that of all norms; ours has both or none."""
+def transform(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The dense layer of the heads over tokens has the bias of the classifiers, their norm that of all norms; ours both or none."""
     bias = tree["model"]["pooler_bias"]
     if bias != tree["norm"]["use_bias"]:
         raise UserError(
-            f"a masked-LM head with classifier_bias={bias} and norm_bias={tree['norm']['use_bias']} is not among what this zoo "
+            f"a head over tokens with classifier_bias={bias} and norm_bias={tree['norm']['use_bias']} is not among what this zoo "
             "computes: both or none have a bias"
         )
     return {
+        "transform": True,
         "activation": tree["model"]["pooler_activation"],
         "norm_epsilon": tree["norm"]["epsilon"],
         "transform_bias": bias,
@@ -114,7 +115,7 @@ MASKED_LM = HeadMap(
         Rule("decoder.bias", "heads/masked_lm/bias"),
         Rule("decoder.weight", "heads/masked_lm/table"),
     ),
-    masked_lm_settings,
+    transform,
     fields=(Setting("decoder_bias", "output_bias", True), Setting("tie_word_embeddings", "tied", True)),
 )
 CLASSIFICATION = HeadMap(
@@ -126,7 +127,18 @@ CLASSIFICATION = HeadMap(
     ),
     model=lambda tree: {"pooler": True},
 )
-OVER_TOKENS = "its classifier stands over a dense layer and a norm at every token, ours over the last layer itself"
+OVER_TOKENS = tuple(
+    HeadMap(
+        name,
+        (
+            *dense("head.dense", f"heads/{name}/dense"),
+            *norm("head.norm", f"heads/{name}/norm"),
+            *linear("classifier", name),
+        ),
+        transform,
+    )
+    for name in ("token_tagging", "question_answering")
+)
 
 LAYER = "layers.{layer}."
 MODERNBERT = Architecture(
@@ -189,9 +201,10 @@ MODERNBERT = Architecture(
         "ModernBertModel": (),
         "ModernBertForMaskedLM": ("masked_lm",),
         "ModernBertForSequenceClassification": ("classification",),
+        "ModernBertForTokenClassification": ("token_tagging",),
+        "ModernBertForQuestionAnswering": ("question_answering",),
     },
-    heads=(MASKED_LM, CLASSIFICATION),
-    refused={f"ModernBertFor{name}": OVER_TOKENS for name in ("TokenClassification", "QuestionAnswering")},
+    heads=(MASKED_LM, CLASSIFICATION, *OVER_TOKENS),
     tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
     ignored=IGNORED,
 )
