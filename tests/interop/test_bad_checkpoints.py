@@ -207,5 +207,7 @@ def test_convert_there_and_back(tmp_path):
     logits = [zoo.load_pretrained(tmp_path / name).apply(ids).logits for name in ("bert", "run", "again")]
     np.testing.assert_array_equal(logits[0], logits[1])
     np.testing.assert_array_equal(logits[0], logits[2])
+    encoder = zoo.load_pretrained(tmp_path / "run", heads=False)
+    assert encoder.heads == () and set(encoder.params) == {"model"}
     described = json.loads((tmp_path / "again" / "config.json").read_text())
     assert described["architectures"] == ["BertForMaskedLM"] and described["vocab_size"] == 17

@@ -63,7 +63,7 @@ def load_pretrained(path: str | os.PathLike[str], *, heads: bool = True) -> Pret
         raise UserError(f"{directory}: no such directory; a checkpoint is a directory with a config.json")
     if not (directory / CONFIG).is_file():
         raise UserError(f"{directory} is neither a checkpoint's directory nor a run folder: it has no {CONFIG}")
-    return _load_theirs(directory, heads) if is_checkpoint(directory) else _load_run(directory)
+    return _load_theirs(directory, heads) if is_checkpoint(directory) else _load_run(directory, heads)
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
@@ -145,9 +145,8 @@ def _family(found: Mapping[str, Any], where: str) -> Architecture:
     if "auto_map" in found:
         raise UserError(
             f"{where} names code of its own (auto_map: {found['auto_map']!r}), which is never run. If the model is one that this zoo "
-            "computes itself, take the key out and let model_type say which: `python -m zoo convert --help` lists them"
-            + _MOSAIC
-            * _is_mosaic(found)
+            "computes itself, take the key out and let model_type say which; docs/checkpoints.md lists them"
+            + (_MOSAIC if _is_mosaic(found) else "")
         )
     if not isinstance(found.get("model_type"), str):
         raise UserError(f"{where}: the key 'model_type', which names the architecture, is missing")
@@ -250,20 +249,22 @@ def _jieba_first(directory: Path) -> bool | None:
     return None if named else read_json(directory / CONFIG, dict).get("model_type") == "roformer"
 
 
-def _load_run(workdir: Path) -> Pretrained:
+def _load_run(workdir: Path, with_heads: bool) -> Pretrained:
     """A run of ours, from its folder alone."""
     config = completed(load_saved(workdir / CONFIG))
     tree = {name: plain(config[name]) for name in MODEL}
-    params = restore_numpy(workdir / CHECKPOINTS, part="params").state["params"]
-    task = plain(config.task)
-    heads = tuple(_own_head(name, head, task) for name, head in params.get("heads", {}).items())
+    params = dict(restore_numpy(workdir / CHECKPOINTS, part="params").state["params"])
+    task, its = plain(config.task), params.get("heads", {})
+    if not with_heads:
+        params, its = {"model": params["model"]}, {}
+    heads = tuple(_own_head(name, head, task) for name, head in its.items())
     return Pretrained(
         model=build(tree),
-        params=jax.tree.map(jnp.asarray, dict(params)),
-        tokenizer=load_tokenizer(workdir / TOKENIZER),
+        params=jax.tree.map(jnp.asarray, params),
+        tokenizer=load_tokenizer(workdir / TOKENIZER) if (workdir / TOKENIZER).exists() else None,
         config=ConfigDict(tree).lock(),
         heads=heads,
-        labels=tuple(task.get("labels", ())),
+        labels=tuple(task.get("labels", ())) if its else (),
     )
 
 
