@@ -55,6 +55,7 @@ ROWS = (
     Row("nezha", {"name": "nezha", "limit": 3}, {"name": "nezha", "limit": 3, "phase": "paper"}, True),
     Row("kerple_log", {"name": "kerple_log"}, {"name": "kerple_log", "parametrisation": "softplus"}, True),
     Row("kerple_power", {"name": "kerple_power"}, {"name": "kerple_power"}, True),
+    Row("tisa", {"name": "tisa"}, {"name": "tisa", "bumps": 2}, True),
     Row("sandwich", {"name": "sandwich"}, {"name": "sandwich", "width": 8}, True),
     Row("fire", None, {"name": "fire", "threshold": 4.0, "width": 4}, False),
     Row("rope-yarn", YARN, {**YARN, "layout": "interleaved"}, True),
