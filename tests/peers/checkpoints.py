@@ -123,7 +123,10 @@ CASES: dict[str, Case] = {
     "deberta, classes": Case(
         "DebertaForSequenceClassification",
         "DebertaConfig",
-        OTHER | LABELS | DEBERTA | {"type_vocab_size": 2, "pos_att_type": ["c2p"], "pooler_hidden_act": "tanh"},
+        OTHER
+        | LABELS
+        | DEBERTA
+        | {"type_vocab_size": 2, "pos_att_type": ["c2p"], "pooler_hidden_act": "tanh", "max_relative_positions": 6},
     ),
     "deberta-v2": Case("DebertaV2ForMaskedLM", "DebertaV2Config", SMALL | DEBERTA_V2, types=0),
     "deberta-v2, classes": Case(
