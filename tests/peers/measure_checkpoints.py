@@ -15,9 +15,13 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 import zoo
+from tests.interop import published_models
 from tests.peers import checkpoints, differences
 from zoo.atomic import write_atomically
+from zoo.interop.weights import open_weights
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "checkpoints.jsonl"
 
@@ -28,8 +32,8 @@ def main(names: list[str]) -> None:
         if RESULTS.exists()
         else {}
     )
-    for name in names or checkpoints.CASES:
-        lines[name] = measured(name)
+    for name in names or [*checkpoints.CASES, *published_models.MODELS]:
+        lines[name] = measured(name) if name in checkpoints.CASES else measured_of_published(name)
         print(lines[name])
     text = "".join(f"{json.dumps(lines[name])}\n" for name in sorted(lines))
     write_atomically(RESULTS, text.encode())
@@ -52,6 +56,35 @@ def measured(name: str) -> dict:
             "date": datetime.date.today().isoformat(),
             "jax": version("jax"),
         }
+
+
+def measured_of_published(name: str) -> dict:
+    """Of a family that no library has: against its published code in NumPy, without gradients."""
+    made = published_models.published(name)
+    expected = made.compute(made.tensors)
+    with tempfile.TemporaryDirectory() as folder:
+        made.write(Path(folder))
+        ours = zoo.load_pretrained(folder)
+        found = ours.apply(**made.inputs)._asdict()
+        with open_weights(zoo.export(ours, Path(folder) / "exported")) as weights:
+            again = made.compute({tensor: weights.read(tensor) for tensor in weights.names()})
+    real = made.inputs["attention_mask"] > 0
+
+    def apart(outputs: dict) -> float:
+        pairs = ((np.asarray(outputs[output]), array) for output, array in expected.items())
+        rows = ((a[real], b[real]) if a.shape[:2] == real.shape else (a, b) for a, b in pairs)
+        return max(float(np.abs(a - b).max()) for a, b in rows)
+
+    return {
+        "case": name,
+        "family": ours.architecture,
+        "class": made.config["architectures"][0],
+        "source": published_models.SOURCE,
+        "outputs": apart(found),
+        "exported": apart(again),
+        "date": datetime.date.today().isoformat(),
+        "jax": version("jax"),
+    }
 
 
 if __name__ == "__main__":
