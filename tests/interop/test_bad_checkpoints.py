@@ -12,6 +12,7 @@ import pytest
 import zoo
 from tests.interop import small_checkpoints
 from zoo.errors import UserError
+from zoo.interop.load import tokenizer_in
 
 
 def refused(directory: Path, **arguments) -> str:
@@ -150,6 +151,13 @@ def test_without_tokenizer_files(tmp_path):
     directory = small_checkpoints.write(tmp_path / "bert")
     (directory / "vocab.txt").unlink()
     assert zoo.load_pretrained(directory).tokenizer is None
+
+
+def test_pieces_whose_ids_the_architecture_shifts(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "xlm-roberta"}')
+    (tmp_path / "sentencepiece.bpe.model").touch()
+    with pytest.raises(UserError, match="gives the pieces of a SentencePiece model other ids"):
+        tokenizer_in(tmp_path)
 
 
 def test_wrong_input_to_apply(tmp_path):

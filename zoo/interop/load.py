@@ -239,7 +239,17 @@ def tokenizer_in(directory: Path) -> Tokenizer | None:
     """The tokenizer of a checkpoint; None where the directory has no file of one."""
     if not any((directory / name).exists() for name in _TOKENIZER_FILES) and not any(directory.glob("*.model")):
         return None
+    if not any((directory / name).exists() for name in _TOKENIZER_FILES) and _shifts_pieces(directory):
+        raise UserError(
+            f"{directory}: its architecture gives the pieces of a SentencePiece model other ids than the model does; add the "
+            "tokenizer.json that the source library writes, or take the model away to load without a tokenizer"
+        )
     return load_tokenizer(directory, jieba_first=_jieba_first(directory))
+
+
+def _shifts_pieces(directory: Path) -> bool:
+    """Whether the architecture's ids are not those of its SentencePiece model: fairseq put its special tokens first."""
+    return read_json(directory / CONFIG, dict).get("model_type") == "xlm-roberta"
 
 
 def _jieba_first(directory: Path) -> bool | None:
