@@ -40,7 +40,7 @@ test: venv ## the tests, without the slow ones
 test-all: venv ## all tests, those against other libraries where they are installed
 	@$(BIN)/python -m pytest -q -n $(WORKERS)
 
-test-peers: venv-peers ## compare BERT with that of transformers, forward and backward
+test-peers: venv-peers ## compare every family of checkpoints with transformers: outputs, gradients, exports
 	@$(BIN)/python -m pytest -q -m peers tests/peers
 
 # Those whose programs run on the device; the others are about files, processes and commands.

@@ -28,17 +28,6 @@ class Results(NamedTuple):
     gradients: dict
 
 
-def config(encoding: Mapping[str, Any], *, width: int, approximate: bool, epsilon: float, **model: Any) -> dict:
-    """The entries of a config that make the model, without dropout."""
-    return {
-        "model": {"dropout": 0.0, "attention_dropout": 0.0, **model},
-        "encoding": dict(encoding),
-        "mixer": {"name": "softmax"},
-        "feed_forward": {"name": "gelu", "width": width, "approximate": approximate},
-        "norm": {"name": "layernorm", "epsilon": epsilon},
-    }
-
-
 def batch_of(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Our batch for their inputs: every position goes through the head, and those with a label count."""
     labels = inputs["labels"]

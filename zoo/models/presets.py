@@ -154,6 +154,50 @@ def _convbert(layers: int, width: int) -> dict[str, Any]:
     return parts
 
 
+def _roberta(layers: int, width: int, *, vocab_size: int = 50265) -> dict[str, Any]:
+    made = _bert(layers, width, vocab_size=vocab_size, encoding="learned")
+    made["model"] |= {"token_types": 1, "pooler": False}
+    made["encoding"]["offset"] = 2
+    made["norm"]["epsilon"] = 1e-5
+    return made
+
+
+def _electra(layers: int, width: int, heads: int, *, embedding_dim: int | None = None) -> dict[str, Any]:
+    made = _bert(layers, width, vocab_size=30522, encoding="learned")
+    made["model"] |= {"num_heads": heads, "embedding_dim": embedding_dim, "pooler": False, "pooler_activation": "gelu"}
+    return made
+
+
+def _distilbert() -> dict[str, Any]:
+    made = _bert(6, 768, vocab_size=30522, encoding="learned")
+    made["model"] |= {"token_types": 0, "pooler": False, "pooler_activation": "relu"}
+    return made
+
+
+def _albert(layers: int, width: int, heads: int) -> dict[str, Any]:
+    made = _bert(layers, width, vocab_size=30000, encoding="learned")
+    made["model"] |= {"num_heads": heads, "embedding_dim": 128, "embedding_projection": True}
+    made["model"] |= {"dropout": 0.0, "attention_dropout": 0.0}
+    made["model"]["stages"] = ({"pattern": ({},), "repeats": layers, "share": True},)
+    made["feed_forward"]["approximate"] = True
+    return made
+
+
+def _roformer(vocab_size: int, max_length: int) -> dict[str, Any]:
+    made = _bert(12, 768, vocab_size=vocab_size, encoding="rope", max_length=max_length)
+    made["model"] |= {"pooler": False, "pooler_activation": "gelu"}
+    made["encoding"]["layout"] = "interleaved"
+    return made
+
+
+def _roformer_v2() -> dict[str, Any]:
+    made = _roformer(12000, 512)
+    made["model"] |= {"use_bias": False, "pooler_bias": True, "pooler_activation": "relu"}
+    made["feed_forward"] = {"name": "relu", "width": 3072}
+    made["norm"] = {"name": "rmsnorm", "epsilon": 1e-12, "use_scale": False}
+    return made
+
+
 _PRESETS = {
     # Devlin et al. 2018 (arXiv:1810.04805), section 3; English, uncased.
     "bert-base": _bert(12, 768, vocab_size=30522, encoding="learned"),
@@ -168,6 +212,25 @@ _PRESETS = {
     # Wei et al. 2019 (arXiv:1909.00204), section 3; Chinese.
     "nezha-base": _bert(12, 768, vocab_size=21128, encoding="nezha"),
     "nezha-large": _bert(24, 1024, vocab_size=21128, encoding="nezha"),
+    # Liu et al. 2019 (arXiv:1907.11692), table 9; Conneau et al. 2020 (arXiv:1911.02116), table 6.
+    "roberta-base": _roberta(12, 768),
+    "roberta-large": _roberta(24, 1024),
+    "xlm-roberta-base": _roberta(12, 768, vocab_size=250002),
+    # Clark et al. 2020 (arXiv:2003.10555), table 6.
+    "electra-small": _electra(12, 256, 4, embedding_dim=128),
+    "electra-base": _electra(12, 768, 12),
+    "electra-large": _electra(24, 1024, 16),
+    # Sanh et al. 2019 (arXiv:1910.01108), section 3.
+    "distilbert": _distilbert(),
+    # Lan et al. 2020 (arXiv:1909.11942), table 1, as released without dropout (version 2).
+    "albert-base": _albert(12, 768, 12),
+    "albert-large": _albert(24, 1024, 16),
+    "albert-xlarge": _albert(24, 2048, 16),
+    "albert-xxlarge": _albert(12, 4096, 64),
+    # Su et al. 2021 (arXiv:2104.09864), section 4.5: Chinese words; the released variants over characters, and version 2.
+    "roformer-base-zh": _roformer(50000, 1536),
+    "roformer-char-base-zh": _roformer(12000, 512),
+    "roformer-v2-char-base-zh": _roformer_v2(),
     # He et al. 2020 (arXiv:2006.03654), table 8 and, for v2, the released configurations (xlarge, xxlarge).
     "deberta-base": _deberta(12, 768, 12, version=1),
     "deberta-large": _deberta(24, 1024, 16, version=1),
