@@ -81,7 +81,7 @@ def computed(weights: dict[str, np.ndarray], ids: np.ndarray, mask: np.ndarray, 
     return x, x @ table.T
 
 
-def test_version_2(tmp_path):
+def test_version_2(tmp_path, caplog):
     rng = np.random.default_rng(0)
     weights = weights_of_v2(rng)
     # The port keeps the tied table and does not write the sinusoids; older files have both.
@@ -94,6 +94,7 @@ def test_version_2(tmp_path):
         # Values of size one after two layers in float32.
         np.testing.assert_allclose(np.asarray(got)[mask > 0], expected[mask > 0], rtol=0, atol=1e-5)
     exported = zoo.export(ours, tmp_path / "exported")
+    assert "transformers would load it as version 1" in caplog.text
     said = json.loads((exported / "config.json").read_text("utf-8"))
     assert {key: said[key] for key in V2} == V2
     with open_weights(exported) as again:

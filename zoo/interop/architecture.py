@@ -95,6 +95,8 @@ class Architecture:
     recover: Callable[[Tree], dict[str, Any] | None] | None = None
     own_positions: bool = False
     """Whether tokens are counted without the padding before them (RoBERTa)."""
+    caution: Callable[[Mapping[str, Any]], str] = field(default=lambda tree: "")
+    """From our config, what whoever loads our export must know; empty for nothing."""
     constants: Callable[[Mapping[str, Any]], Mapping[str, np.ndarray]] = field(default=lambda tree: {})
     """From our config, tensors that a file may hold and that config.json alone decides (RoFormer's sinusoids): checked, and written."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -23,6 +24,8 @@ from zoo.interop.pretrained import OVER_TOKENS, Head, Pretrained
 from zoo.interop.weights import write_weights
 from zoo.tasks.masked_lm import MaskedLM
 from zoo.tasks.token_tagging import TokenTagging
+
+logger = logging.getLogger(__name__)
 
 # Entries that say how a model is computed and trained, and of which a config.json says nothing.
 _NEUTRAL = ("model.dtype", "model.remat", "model.unroll", "model.pooler:", "mixer.implementation")
@@ -70,6 +73,8 @@ def export(
     if pad is not None:
         described.setdefault("pad_token_id", pad)
     _write(path, described, tensors, pretrained)
+    if caution := family.caution(tree):
+        logger.warning("%s: %s", path, caution)
     return path
 
 

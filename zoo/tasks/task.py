@@ -104,8 +104,10 @@ def encode(model: nn.Module, batch: Mapping[str, jax.Array], train: bool, contig
     """The Transformer's output for the part of a batch that is its input.
 
     Positions, where a batch has them, grow by one inside every segment, which the model is told, unless `contiguous` is false.
+    A model with less than two token types tells the texts of a pair apart by the separator alone, as RoBERTa and ModernBERT do.
     """
-    optional = {name: batch[name] for name in ("token_type_ids", "segment_ids") if name in batch}
+    taken = ("token_type_ids", "segment_ids") if model.token_types > 1 else ("segment_ids",)
+    optional = {name: batch[name] for name in taken if name in batch}
     if "positions" in batch:
         optional["positions"] = Positions(batch["positions"], contiguous=contiguous)
     return model(batch["input_ids"], **optional, train=train)

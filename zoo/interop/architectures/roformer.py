@@ -63,6 +63,14 @@ def sinusoids(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {"encoder.embed_positions.weight": table.astype(np.float32)}
 
 
+def _caution(tree: Mapping[str, Any]) -> str:
+    if tree["norm"]["name"] == "layernorm" and tree["model"]["use_bias"]:
+        return ""
+    return (
+        "this is a RoFormer v2, which the authors' package `roformer` computes; transformers would load it as version 1"
+    )
+
+
 def _masked_lm_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
     if tree["norm"]["name"] == "rmsnorm":
         return {"transform": False, "output_bias": False}
@@ -98,5 +106,6 @@ ROFORMER = Architecture(
     ignored=IGNORED,
     derive=_checked,
     recover=embedding_size,
+    caution=_caution,
     constants=sinusoids,
 )
