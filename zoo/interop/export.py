@@ -66,6 +66,8 @@ def export(
     )
     tensors = ((name.removeprefix(bare), array) for name, array in written)
     described = {"architectures": [class_name], "model_type": family.model_type, "dtype": "float32", **settings}
+    if any(head.name == "classification" and head.classes == 1 for head in pretrained.heads):
+        described |= {"problem_type": "regression", "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     if pretrained.labels:
         described["id2label"] = {str(number): label for number, label in enumerate(pretrained.labels)}
         described["label2id"] = {label: number for number, label in enumerate(pretrained.labels)}

@@ -264,9 +264,12 @@ def _load_run(workdir: Path, with_heads: bool) -> Pretrained:
     config = completed(load_saved(workdir / CONFIG))
     tree = {name: plain(config[name]) for name in MODEL}
     params = dict(restore_numpy(workdir / CHECKPOINTS, part="params").state["params"])
-    task, its = plain(config.task), params.get("heads", {})
+    task, its = plain(config.task), dict(params.get("heads", {}))
     if not with_heads:
         params, its = {"model": params["model"]}, {}
+    if "regression" in its:
+        # As the source library has it: a classifier of one class.
+        its = params["heads"] = {"classification": its["regression"]}
     heads = tuple(_own_head(name, head, task) for name, head in its.items())
     return Pretrained(
         model=build(tree),
@@ -285,5 +288,10 @@ def _own_head(name: str, params: Mapping[str, Any], task: Mapping[str, Any]) -> 
     if "output" not in params:
         raise UserError(
             f"the head {name!r} of this run has no counterpart in a checkpoint; load_pretrained(…, heads=False)"
+        )
+    if task.get("pooling") == "mean":
+        raise UserError(
+            f"the head of this run of {task['name']!r} reads the mean over the tokens (task.pooling), which that of no checkpoint does; "
+            "load_pretrained(…, heads=False), or `convert --encoder`, takes the encoder alone"
         )
     return Head(name, settings if name == "token_tagging" else (), np.shape(params["output"]["kernel"])[-1])
