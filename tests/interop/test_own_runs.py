@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -42,7 +43,7 @@ def run(bert: Pretrained, folder, name: str, outputs: int, **task):
 @pytest.mark.parametrize(("name", "outputs"), [("classification", 3), ("regression", 1)])
 def test_heads_over_the_pooled_output(name, outputs, bert, tmp_path):
     loaded = load_pretrained(run(bert, tmp_path / "run", name, outputs))
-    ids = np.ones((2, 5), np.int32)
+    ids = jnp.ones((2, 5), jnp.int32)
     shapes = jax.eval_shape(lambda: loaded.module.apply({"params": loaded.params}, ids, ids, None))
     assert shapes.logits.shape == (2, outputs)
     described = json.loads((export(loaded, tmp_path / "exported") / "config.json").read_text())
