@@ -129,10 +129,14 @@ def test_what_cannot_be_written_is_refused(tmp_path, tensors, message):
 
 def test_weights_are_not_written_over_others(tmp_path):
     write_weights(tmp_path, {"a": np.zeros(1)})
-    with pytest.raises(UserError, match=r"holds weights already \(model.safetensors\)"):
+    with pytest.raises(UserError, match=r"holds weights already \('model.safetensors'\)"):
         write_weights(tmp_path, {"a": np.ones(1)})
     with pytest.raises(UserError, match="is no directory"):
         write_weights(tmp_path / "none", {"a": np.ones(1)})
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(UserError, match=r"holds weights already \('model-00001-of-00002.safetensors'\)"):
+        write_weights(tmp_path, {"a": np.ones(1)})
+    assert (tmp_path / "model-00001-of-00002.safetensors").exists()
 
 
 def test_a_directory_without_weights_lists_what_is_there(tmp_path):
@@ -239,6 +243,9 @@ def test_a_file_cut_short_while_open_is_an_error(tmp_path):
 def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="it is no file"):
+        open_weights(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model.safetensors.index.json")
+    with pytest.raises(UserError, match=r"index.json is no file"):
         open_weights(tmp_path)
 
 

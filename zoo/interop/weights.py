@@ -7,6 +7,7 @@ files of its own directory alone, and a pickle is read as data (`zoo.interop.tor
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -24,6 +25,8 @@ from zoo.interop.weight_file import LARGEST_HEADER, Stored, WeightFile, parse_js
 
 SAFETENSORS = "model.safetensors"
 INDEX = ".index.json"
+SHARDS = "model-*-of-*.safetensors"
+PARTS = ".model*.part"
 # In the order in which they are looked for, each followed by the index of its shards.
 READERS: dict[str, Callable[[Path], WeightFile]] = {SAFETENSORS: SafetensorsFile, "pytorch_model.bin": TorchArchive}
 LOOKED_FOR = tuple(name for file in READERS for name in (file, file + INDEX))
@@ -140,6 +143,8 @@ def _open_shards(index: Path, reader: Callable[[Path], WeightFile]) -> list[Weig
 
 
 def _weight_map(index: Path) -> dict[str, str]:
+    if not index.is_file():
+        raise UserError(f"{index} is no file")
     try:
         with open(index, "rb") as file:
             data = file.read(LARGEST_HEADER + 1)
@@ -192,10 +197,8 @@ def write_weights(
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory} is no directory; make it before weights are written to it")
-    if there := [name for name in LOOKED_FOR if (directory / name).exists()]:
-        raise UserError(
-            f"{directory} holds weights already ({', '.join(there)}); remove them, or name another directory"
-        )
+    if there := sorted(path.name for pattern in (*LOOKED_FOR, SHARDS) for path in directory.glob(pattern)):
+        raise UserError(f"{directory} holds weights already ({_listed(there)}); remove them, or name another directory")
     with _nothing_left(directory):
         parts = []
         for shard in _shards(tensors, max_shard_bytes):
@@ -209,20 +212,19 @@ def write_weights(
 
 @contextlib.contextmanager
 def _nothing_left(directory: Path) -> Iterator[None]:
-    """Removes what an earlier, killed write has left, and, if the `with` block fails, what it has written."""
+    """Removes what an earlier, killed write has left unfinished, and all that the `with` block has written if it fails."""
 
-    def remove() -> None:
-        for pattern in (".model*.part", "model-*-of-*.safetensors"):
-            for path in directory.glob(pattern):
-                path.unlink()
+    def remove(*patterns: str) -> None:
+        for path in itertools.chain.from_iterable(map(directory.glob, patterns)):
+            path.unlink()
 
     with writing(directory):
-        remove()
+        remove(PARTS)
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            remove()
+            remove(PARTS, SHARDS, SAFETENSORS)
         raise
 
 
