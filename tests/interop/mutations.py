@@ -157,6 +157,45 @@ def header(rng: random.Random, data: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + rest
 
 
+INDEX = json.dumps(
+    {"metadata": {"total_size": 56}, "weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "1.safetensors"}}
+)
+
+
+def write_shards(folder: Path) -> None:
+    """What INDEX names, and a file that it does not."""
+    for name, tensors in {
+        "1": {"a": np.arange(3.0), "c": np.arange(2)},
+        "2": {"b": np.arange(2.0)},
+        "3": {"a": np.ones(1)},
+    }.items():
+        safetensors.numpy.save_file(tensors, folder / f"{name}.safetensors")
+
+
+def index(rng: random.Random, text: bytes) -> bytes:
+    """Names and files of an index exchanged, left out, or led elsewhere."""
+    said = json.loads(text)
+    placed = said["weight_map"]
+    match rng.randrange(5):
+        case 0:
+            placed[rng.choice("abcd")] = rng.choice(
+                ["1.safetensors", "2.safetensors", "3.safetensors", "/1.safetensors", ".", "", 1]
+            )
+        case 1:
+            placed[rng.choice("abcd")] = rng.choice(
+                ["../" * 8 + "etc/passwd", "./1.safetensors", "1.safetensors/", "a/../1.safetensors"]
+            )
+        case 2:
+            del placed[rng.choice("abc")]
+        case 3:
+            said[rng.choice(["weight_map", "metadata"])] = rng.choice(
+                [None, {}, [], "1.safetensors", {"a": "1.safetensors"}]
+            )
+        case 4:
+            said["weight_map"] = dict(rng.sample(list(placed.items()), len(placed)))
+    return json.dumps(said).encode()
+
+
 def torch_archives() -> list[bytes]:
     """The one that torch made, and one without a memo."""
     body = a.ordered_dict(

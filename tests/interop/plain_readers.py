@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import io
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -21,6 +22,12 @@ TYPES |= {"Char": "i1", "Byte": "u1", "Bool": "?"}
 
 def safetensors_file(path: Path) -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(path)
+
+
+def shards(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor from the file that the index names for it."""
+    placed = json.loads(path.read_text())["weight_map"]
+    return {name: safetensors_file(path.parent / shard)[name] for name, shard in placed.items()}
 
 
 def torch_archive(path: Path) -> dict[str, np.ndarray]:
