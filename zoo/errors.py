@@ -41,3 +41,9 @@ def near(name: str, known: Iterable[str], *, count: int = 3) -> str:
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + f"? (known: {', '.join(known)})"
     return f"known: {', '.join(known)}"
+
+
+def shown(name: object) -> str:
+    """A name that somebody else has chosen, for a message: quoted, escaped, and no longer than a line."""
+    text = repr(name) if isinstance(name, str) and name.isprintable() else ascii(name)
+    return text if len(text) <= 100 else f"{text[:60]}…{text[-30:]}"

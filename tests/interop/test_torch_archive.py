@@ -387,7 +387,7 @@ def test_members_that_torch_does_not_write_are_refused(tmp_path, members, messag
 
 
 def test_compressed_members_are_refused(tmp_path):
-    zeros = bytes(1 << 26)
+    zeros = bytes(1 << 22)
     zipped(
         tmp_path / "pytorch_model.bin",
         [("archive/data.pkl", a.program(STATE)), ("archive/data/0", zeros)],

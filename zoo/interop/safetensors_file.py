@@ -21,8 +21,9 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from zoo.errors import UserError, writing
-from zoo.interop.weight_file import LARGEST_HEADER, Stored, WeightFile, parse_json, shown
+from zoo.errors import UserError, shown, writing
+from zoo.interop.json_files import parse_json
+from zoo.interop.weight_file import LARGEST_HEADER, Stored, WeightFile
 
 METADATA = "__metadata__"
 DTYPES = {

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import ml_dtypes
 import numpy as np
 
-from zoo.interop.weight_file import shown
+from zoo.errors import shown
 
 MOST_OPCODES = 300_000  # a tensor takes about thirty; each makes at most an empty dict, so that all take 30 MB at most
 _T = TypeVar("_T")

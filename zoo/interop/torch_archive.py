@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from zoo.errors import UserError
+from zoo.errors import UserError, shown
 from zoo.interop.state_dict_pickle import Storage, Tensor, parse
-from zoo.interop.weight_file import LARGEST_HEADER, Stored, WeightFile, shown
+from zoo.interop.weight_file import LARGEST_HEADER, Stored, WeightFile
 
 _ZIP = b"PK\x03\x04"
 _LOCAL = struct.Struct(

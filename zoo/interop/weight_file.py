@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import json
 import math
 import os
 import stat
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from zoo.errors import UserError
+from zoo.errors import UserError, shown
 
 # Python's own values are larger than the text or opcodes they are read from; this bounds both. BERT-large has 50 kB.
 LARGEST_HEADER = 8 << 20
@@ -111,32 +110,3 @@ class WeightFile(abc.ABC):
         ):
             self.refuse(f"tensor {shown(name)} has a shape that no array has")
         return tuple(shape)
-
-
-def shown(name: object) -> str:
-    """A name for a message: quoted, escaped, and not longer than a line."""
-    text = ascii(name) if not isinstance(name, str) or not name.isprintable() else repr(name)
-    return text if len(text) <= 100 else f"{text[:60]}…{text[-30:]}"
-
-
-def parse_json(data: bytes) -> Any:
-    """The value of a JSON text in UTF-8.
-
-    Raises:
-      ValueError: it is none, an object has a key twice, or it is nested too deep; the message says so.
-    """
-    try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_once)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 at byte {error.start}") from error
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {shown(twice)} stands in it twice")
-    return value

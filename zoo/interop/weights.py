@@ -18,10 +18,11 @@ from typing import Self
 import numpy as np
 
 from zoo.atomic import sync_directory, write_atomically
-from zoo.errors import UserError, writing
+from zoo.errors import UserError, shown, writing
+from zoo.interop.json_files import read_json
 from zoo.interop.safetensors_file import METADATA, SafetensorsFile, code, write_safetensors
 from zoo.interop.torch_archive import TorchArchive
-from zoo.interop.weight_file import LARGEST_HEADER, Stored, WeightFile, parse_json, shown
+from zoo.interop.weight_file import Stored, WeightFile
 
 SAFETENSORS = "model.safetensors"
 INDEX = ".index.json"
@@ -143,19 +144,7 @@ def _open_shards(index: Path, reader: Callable[[Path], WeightFile]) -> list[Weig
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    if not index.is_file():
-        raise UserError(f"{index} is no file")
-    try:
-        with open(index, "rb") as file:
-            data = file.read(LARGEST_HEADER + 1)
-    except OSError as error:
-        raise UserError(f"{index} could not be read: {error.strerror}") from error
-    if len(data) > LARGEST_HEADER:
-        raise UserError(f"{index} has more than {LARGEST_HEADER} bytes")
-    try:
-        value = parse_json(data)
-    except ValueError as error:
-        raise UserError(f"{index} is refused: {error}") from error
+    value = read_json(index, dict)
     match value:
         case {"weight_map": dict(found)} if found and all(isinstance(shard, str) for shard in found.values()):
             return found
