@@ -125,7 +125,11 @@ def load(
             target = ours[place.path] if place.layer is None else ours[place.path][place.layer]
             target[...] = array
     unfilled = sorted(shapes.keys() - ours.keys())
-    assert not unfilled, f"{architecture.model_type} has no rule for {unfilled}"
+    if unfilled:
+        raise UserError(
+            f"{where}: as config.json describes this {architecture.model_type}, no tensor of a checkpoint fills "
+            f"{', '.join(unfilled)}; with these settings the architecture is not among ours"
+        )
     _check_tied(tensors, architecture, names, where)
     _check_constants(tensors, constants, where)
     # One by one, so that no more than one parameter is there twice.
