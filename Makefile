@@ -40,7 +40,7 @@ test: venv ## the tests, without the slow ones
 test-all: venv ## all tests, those against other libraries where they are installed
 	@$(BIN)/python -m pytest -q -n $(WORKERS)
 
-test-peers: venv-peers ## compare every family of checkpoints with transformers: outputs, gradients, exports
+test-peers: venv-peers ## compare every family of checkpoints with its source library, forward, backward and exported
 	@$(BIN)/python -m pytest -q -m peers tests/peers
 
 # Those whose programs run on the device; the others are about files, processes and commands.

@@ -35,7 +35,7 @@ def page(folder: Path) -> str:
 
 def blocks(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The parts of the page that are made, by name."""
-    lines = {objective: lines_of(rows, objective) for objective in ("causal_lm", "masked_lm")}
+    lines = {objective: lines_of(rows, objective) for objective in ("causal_lm", "masked_lm", "flip_flop")}
     return {
         "list": "\n".join(listing(lines)),
         **{objective: markdown(found).rstrip("\n") for objective, found in lines.items()},

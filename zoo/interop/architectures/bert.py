@@ -129,6 +129,20 @@ MASKED_LM = HeadMap(
     fields=(TIE,),
 )
 CLASSIFICATION = HeadMap("classification", linear("classifier", "classification"))
+
+
+def classifier(dense_: str, output: str, **pooler: Any) -> HeadMap:
+    """A classifier of two projections, of which the first with its activation is our pooler.
+
+    `pooler` are further entries of `model`, each a value or a function of our config.
+    """
+
+    def model(tree: Mapping[str, Any]) -> dict[str, Any]:
+        return {"pooler": True} | {name: its(tree) if callable(its) else its for name, its in pooler.items()}
+
+    return HeadMap("classification", (*dense(dense_, "model/pooler"), *linear(output, "classification")), model=model)
+
+
 TOKEN_TAGGING = HeadMap("token_tagging", linear("classifier", "token_tagging"))
 QUESTION_ANSWERING = HeadMap("question_answering", linear("qa_outputs", "question_answering"))
 HEADS = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.interop.architecture import Architecture, HeadMap
+from zoo.interop.architecture import Architecture
 from zoo.interop.architectures.bert import (
     AROUND_ATTENTION,
     ATTENTION,
@@ -16,16 +16,15 @@ from zoo.interop.architectures.bert import (
     QUESTION_ANSWERING,
     SETTINGS,
     TEMPLATE,
-    TIE,
     TOKEN_TAGGING,
     activation,
     classes,
+    classifier,
     embedding_size,
-    linear,
-    masked_lm,
     narrow_embeddings,
     with_defaults,
 )
+from zoo.interop.architectures.electra import GENERATOR
 from zoo.interop.key_map import Rule, Squeezed, dense
 from zoo.interop.settings import Setting
 
@@ -61,22 +60,8 @@ CONVBERT = Architecture(
     ),
     classes=classes("ConvBert", pretraining=None),
     heads=(
-        HeadMap(
-            "masked_lm",
-            masked_lm(
-                "generator_predictions.dense",
-                "generator_predictions.LayerNorm",
-                "generator_lm_head.bias",
-                "generator_lm_head.weight",
-            ),
-            lambda tree: {"activation": "gelu", "norm_epsilon": tree["norm"]["epsilon"]},
-            fields=(TIE,),
-        ),
-        HeadMap(
-            "classification",
-            (*dense("classifier.dense", "model/pooler"), *linear("classifier.out_proj", "classification")),
-            model=lambda tree: {"pooler": True, "pooler_activation": activation(tree)},
-        ),
+        GENERATOR,
+        classifier("classifier.dense", "classifier.out_proj", pooler_activation=activation),
         TOKEN_TAGGING,
         QUESTION_ANSWERING,
     ),

@@ -169,11 +169,7 @@ def _v2(tree: Mapping[str, Any]) -> tuple[Rule, ...]:
 HUB = "lm_predictions.lm_head."
 HEADS = (
     dataclasses.replace(bert.MASKED_LM, other=bert.masked_lm(HUB + "dense", HUB + "LayerNorm", HUB + "bias")),
-    HeadMap(
-        "classification",
-        (*dense("pooler.dense", "model/pooler"), *bert.linear("classifier", "classification")),
-        model=lambda tree: {"pooler": True},
-    ),
+    bert.classifier("pooler.dense", "classifier"),
     bert.TOKEN_TAGGING,
     bert.QUESTION_ANSWERING,
 )

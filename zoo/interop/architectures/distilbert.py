@@ -16,7 +16,7 @@ from zoo.interop.architectures.bert import (
     TIE,
     TOKEN_TAGGING,
     classes,
-    linear,
+    classifier,
     masked_lm,
     masked_lm_settings,
 )
@@ -66,11 +66,7 @@ DISTILBERT = Architecture(
             masked_lm_settings,
             fields=(TIE,),
         ),
-        HeadMap(
-            "classification",
-            (*dense("pre_classifier", "model/pooler"), *linear("classifier", "classification")),
-            model=lambda tree: {"pooler": True, "pooler_activation": "relu"},
-        ),
+        classifier("pre_classifier", "classifier", pooler_activation="relu"),
         TOKEN_TAGGING,
         QUESTION_ANSWERING,
     ),

@@ -24,6 +24,7 @@ from zoo.interop.architectures.bert import (
     TOKEN_TAGGING,
     activation,
     classes,
+    classifier,
     embedding_size,
     linear,
     masked_lm,
@@ -32,6 +33,18 @@ from zoo.interop.architectures.bert import (
 )
 from zoo.interop.key_map import dense
 from zoo.interop.settings import must_be
+
+GENERATOR = HeadMap(
+    "masked_lm",
+    masked_lm(
+        "generator_predictions.dense",
+        "generator_predictions.LayerNorm",
+        "generator_lm_head.bias",
+        "generator_lm_head.weight",
+    ),
+    lambda tree: {"activation": "gelu", "norm_epsilon": tree["norm"]["epsilon"]},
+    fields=(TIE,),
+)
 
 ELECTRA = Architecture(
     model_type="electra",
@@ -57,22 +70,8 @@ ELECTRA = Architecture(
             ),
             lambda tree: {"activation": activation(tree)},
         ),
-        HeadMap(
-            "masked_lm",
-            masked_lm(
-                "generator_predictions.dense",
-                "generator_predictions.LayerNorm",
-                "generator_lm_head.bias",
-                "generator_lm_head.weight",
-            ),
-            lambda tree: {"activation": "gelu", "norm_epsilon": tree["norm"]["epsilon"]},
-            fields=(TIE,),
-        ),
-        HeadMap(
-            "classification",
-            (*dense("classifier.dense", "model/pooler"), *linear("classifier.out_proj", "classification")),
-            model=lambda tree: {"pooler": True, "pooler_activation": "gelu"},
-        ),
+        GENERATOR,
+        classifier("classifier.dense", "classifier.out_proj", pooler_activation="gelu"),
         TOKEN_TAGGING,
         QUESTION_ANSWERING,
     ),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.interop.architecture import Architecture, HeadMap
-from zoo.interop.architectures.bert import TOKEN_TAGGING, linear
+from zoo.interop.architectures.bert import TOKEN_TAGGING, classifier
 from zoo.interop.architectures.rotary import GATED, IGNORED, with_rope
 from zoo.interop.key_map import Rule, dense, norm
 from zoo.interop.settings import Setting, must_be
@@ -25,11 +25,7 @@ MASKED_LM = HeadMap(
     masked_lm_settings,
     fields=(Setting("tie_word_embeddings", "tied", False),),
 )
-CLASSIFICATION = HeadMap(
-    "classification",
-    (*dense("dense", "model/pooler"), *linear("classifier", "classification")),
-    model=lambda tree: {"pooler": True},
-)
+CLASSIFICATION = classifier("dense", "classifier")
 
 LAYER = "layers.{layer}."
 EUROBERT = Architecture(

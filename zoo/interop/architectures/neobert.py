@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.interop.architecture import Architecture, HeadMap, Tree
-from zoo.interop.architectures.bert import linear
+from zoo.interop.architectures.bert import classifier
 from zoo.interop.architectures.rotary import IGNORED
 from zoo.interop.key_map import Fused, Rule, dense, norm
 from zoo.interop.settings import Setting, must_be, read
@@ -32,11 +32,7 @@ MASKED_LM = HeadMap(
     (Rule("decoder.weight", "heads/masked_lm/table"), Rule("decoder.bias", "heads/masked_lm/bias")),
     lambda tree: {"transform": False, "tied": False},
 )
-CLASSIFICATION = HeadMap(
-    "classification",
-    (*dense("dense", "model/pooler"), *linear("classifier", "classification")),
-    model=lambda tree: {"pooler": True},
-)
+CLASSIFICATION = classifier("dense", "classifier")
 
 LAYER = "transformer_encoder.{layer}."
 NEOBERT = Architecture(

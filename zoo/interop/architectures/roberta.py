@@ -26,11 +26,10 @@ from zoo.interop.architectures.bert import (
     TIE,
     TOKEN_TAGGING,
     classes,
-    linear,
+    classifier,
     masked_lm,
     with_defaults,
 )
-from zoo.interop.key_map import dense
 from zoo.interop.settings import Setting
 
 
@@ -62,11 +61,7 @@ HEADS = (
         lambda tree: {"activation": "gelu", "norm_epsilon": tree["norm"]["epsilon"]},
         fields=(TIE,),
     ),
-    HeadMap(
-        "classification",
-        (*dense("classifier.dense", "model/pooler"), *linear("classifier.out_proj", "classification")),
-        model=lambda tree: {"pooler": True, "pooler_activation": "tanh"},
-    ),
+    classifier("classifier.dense", "classifier.out_proj", pooler_activation="tanh"),
     TOKEN_TAGGING,
     QUESTION_ANSWERING,
 )

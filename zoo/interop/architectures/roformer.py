@@ -31,14 +31,13 @@ from zoo.interop.architectures.bert import (
     TOKEN_TAGGING,
     activation,
     classes,
+    classifier,
     embedding_size,
-    linear,
     masked_lm_settings,
     narrow_embeddings,
     tied,
     with_defaults,
 )
-from zoo.interop.key_map import dense
 from zoo.interop.settings import Setting, must_be
 
 NORMS = {"layer_norm": {"name": "layernorm"}, "rms_norm": {"name": "rmsnorm", "use_scale": False}}
@@ -94,11 +93,7 @@ ROFORMER = Architecture(
     classes=classes("RoFormer", pretraining=None),
     heads=(
         HeadMap("masked_lm", MASKED_LM.rules, _masked_lm_settings, fields=MASKED_LM.fields),
-        HeadMap(
-            "classification",
-            (*dense("classifier.dense", "model/pooler"), *linear("classifier.out_proj", "classification")),
-            model=lambda tree: {"pooler": True, "pooler_activation": activation(tree), "pooler_bias": True},
-        ),
+        classifier("classifier.dense", "classifier.out_proj", pooler_activation=activation, pooler_bias=True),
         TOKEN_TAGGING,
         QUESTION_ANSWERING,
     ),
