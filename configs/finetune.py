@@ -3,8 +3,8 @@
     python train.py --config=configs/finetune.py:classification --workdir=runs/reviews --config.init_from=my-bert \\
         --config.data.train=train.tsv --config.data.dev=dev.tsv
 
-`classification` and `regression` read a table with the columns `text` and `label` (`--config.data.text_pair=COLUMN` for pairs;
-`--config.data=csv` or `jsonl` for other files), `tagging` words and tags in CoNLL's columns. Labels are those of the training file.
+`classification` and `regression` read a table with the columns `text` and `label`; for pairs `config.data.text_pair` names a third, and
+`config.data` may be `csv` or `jsonl`. `tagging` reads words and tags in CoNLL's columns. Labels are those of the training file.
 `pooling=mean` takes the mean over the tokens in the place of the layer over the first, as sentence encoders do.
 
 Model and tokenizer are those of `init_from`, a directory in the Hugging Face layout or a run of ours. AdamW, 3e-5, 10 % warm-up, batches

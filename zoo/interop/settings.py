@@ -19,12 +19,14 @@ class Setting:
         first is written.
       default: what the source library takes where the key is missing; REQUIRED for none.
       values: their value → ours, where the two are spelled differently; ours may be a mapping, which is merged into the entry.
+      least: the smallest number that the source library can run with.
     """
 
     theirs: str
     ours: str | None
     default: Any
     values: Mapping[Any, Any] | None = field(default=None, hash=False)
+    least: int | None = None
 
 
 REQUIRED = object()
@@ -73,6 +75,8 @@ def written(settings: Sequence[Setting], tree: Mapping[str, Any]) -> dict[str, A
             if not found:
                 return None
             value = found[0]
+        if setting.least is not None and value < setting.least:
+            return None
         theirs[setting.theirs] = value
     return theirs
 
@@ -121,6 +125,8 @@ def _check_type(value: Any, setting: Setting, where: str) -> None:
     fits = isinstance(value, int | float) if wanted is float else isinstance(value, wanted)
     if not fits or (isinstance(value, bool) and wanted is not bool):
         raise UserError(f"{where}: {setting.theirs} must be of type {wanted.__name__}, but is {value!r}")
+    if setting.least is not None and value < setting.least:
+        raise UserError(f"{where}: {setting.theirs} must be at least {setting.least}, but is {value!r}")
     if wanted is int and not -LARGEST <= value <= LARGEST:
         raise UserError(f"{where}: {setting.theirs}={value} is larger than any model's; it must be at most {LARGEST}")
 

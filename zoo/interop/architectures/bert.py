@@ -36,7 +36,7 @@ SETTINGS = (
     Setting("hidden_dropout_prob", "model.dropout", 0.1),
     Setting("attention_probs_dropout_prob", "model.attention_dropout", 0.1),
     Setting("max_position_embeddings", "model.max_length", 512),
-    Setting("type_vocab_size", "model.token_types", 2),
+    Setting("type_vocab_size", "model.token_types", 2, least=1),
     Setting("initializer_range", "model.stddev", 0.02),
     Setting("layer_norm_eps", "norm.epsilon", 1e-12),
 )

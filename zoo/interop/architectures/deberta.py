@@ -37,7 +37,8 @@ def _settings(**defaults: Any) -> tuple[Setting, ...]:
     """What both versions have, with the `defaults` of one in the place of BERT's."""
     defaults = {"type_vocab_size": 0, "layer_norm_eps": 1e-7, **defaults}
     return (
-        *(dataclasses.replace(s, default=defaults.get(s.theirs, s.default)) for s in bert.SETTINGS),
+        # The table of token types may be missing.
+        *(dataclasses.replace(s, least=None) for s in bert.with_defaults(bert.SETTINGS, **defaults)),
         Setting("pooler_hidden_act", "model.pooler_activation", "gelu", ACTIVATIONS),
         # Where these are not said, the source library takes the model that we do not have.
         Setting("relative_attention", None, False, {True: True}),

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from zoo.interop.architecture import Architecture
-from zoo.interop.architectures.bert import EMBEDDINGS, HEADS, IGNORED, LAYER, POOLER, POSITIONS, SETTINGS, classes, tied
+from zoo.interop.architectures.bert import (
+    EMBEDDINGS,
+    HEADS,
+    IGNORED,
+    LAYER,
+    POOLER,
+    POSITIONS,
+    SETTINGS,
+    classes,
+    tied,
+    with_defaults,
+)
 from zoo.interop.key_map import dense, norm
-from zoo.interop.settings import Setting
 
 # What BERT's config.json has and FNet's has not, or with another default.
 _DEFAULTS = {"vocab_size": 32000, "hidden_act": "gelu_new", "type_vocab_size": 4}
@@ -27,11 +37,7 @@ FNET = Architecture(
         "mixer": {"name": "fourier", "pads": "tokens"},
         "norm": {"name": "layernorm"},
     },
-    settings=tuple(
-        Setting(s.theirs, s.ours, _DEFAULTS.get(s.theirs, s.default), s.values)
-        for s in SETTINGS
-        if s.theirs not in _NO_ATTENTION
-    ),
+    settings=with_defaults(tuple(s for s in SETTINGS if s.theirs not in _NO_ATTENTION), **_DEFAULTS),
     rules=lambda tree: (
         *EMBEDDINGS,
         *POSITIONS,
