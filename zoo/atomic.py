@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from zoo.errors import writing
+from zoo.errors import UserError, writing
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -31,3 +31,13 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_free(path: Path) -> None:
+    """Refuses a directory that is to be made new and is there already; an empty one is taken.
+
+    Raises:
+      UserError: `path` is a file, or holds something.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is there already; name a new directory")

@@ -28,11 +28,13 @@ def main(argv: list[str]) -> int:
     )
     flags = parser.read(argv)
 
+    from zoo.atomic import check_free
     from zoo.interop.export import export
     from zoo.interop.load import is_checkpoint, load_pretrained
     from zoo.interop.run_folder import save_run_folder
     from zoo.models.parameters import count_parameters
 
+    check_free(flags.destination)  # before gigabytes are read for it
     theirs = is_checkpoint(flags.source)
     pretrained = load_pretrained(flags.source, heads=not flags.encoder)
     if theirs:

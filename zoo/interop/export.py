@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.atomic import check_free
 from zoo.config import difference, plain
 from zoo.errors import UserError, near, writing
 from zoo.interop import parameters
@@ -44,10 +45,9 @@ def export(
     Raises:
       UserError: no architecture has this model (says what differs from the nearest), or `path` is taken.
     """
-    pretrained = run if isinstance(run, Pretrained) else load_pretrained(run)
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} is there already; name a new directory")
+    check_free(path)
+    pretrained = run if isinstance(run, Pretrained) else load_pretrained(run)
     tree = plain(pretrained.config)
     names = [head.name for head in pretrained.heads]
     family, settings = written_as(tree, names, model_type or pretrained.architecture)

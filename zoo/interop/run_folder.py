@@ -8,8 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from zoo.atomic import check_free
 from zoo.config import completed, plain, save_config
-from zoo.errors import UserError
 from zoo.interop.load import CHECKPOINTS, CONFIG, TOKENIZER
 from zoo.interop.pretrained import Pretrained
 from zoo.training.checkpoints import Checkpoints
@@ -22,8 +22,7 @@ def save_run_folder(pretrained: Pretrained, path: str | os.PathLike[str]) -> Pat
       UserError: `path` is taken.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} is there already; name a new directory")
+    check_free(path)
     checkpoints = Checkpoints(path / CHECKPOINTS)
     try:
         checkpoints.save(0, {"params": pretrained.params}, {})
