@@ -24,7 +24,7 @@ def by_batch_and_heads(
     Args:
       function: is called with the parts that one device has.
       operands, results: the axes of each array (of the first operand b is the first), letters between spaces: b batch, m key/value heads, n query heads; all others
-        are whole on each device. Where no result has b, they are summed over the devices that divide the batch.
+        are whole on each device. Results without b are summed over the devices that divide the batch.
       group: query heads of each key/value head.
     """
 
@@ -36,22 +36,27 @@ def by_batch_and_heads(
     letters += [
         x for x in dict.fromkeys(rule.split("->")[1].replace(",", " ").split()) if x.isalpha() and x not in letters
     ]
-    summed = () if any("b" in result.split() for result in results) else ("b",)
+    of_batch = ["b" in result.split() for result in results]
 
     def partition(mesh, operand_shapes, result_shapes):
         given = jax.tree.map(lambda x: x.sharding, operand_shapes)
         made = jax.tree.map(lambda x: x.sharding, result_shapes)
-        over = given[0].spec[0] if summed and given[0].spec else None
-        if over is None:
+        over = given[0].spec[0] if given[0].spec else None
+        if over is None or all(of_batch):
             return mesh, function, made, given
-        return mesh, lambda *parts: jax.lax.psum(function(*parts), over), made, given
+
+        def local(*parts):
+            found = zip(function(*parts), of_batch, strict=True)
+            return tuple(x if whole else jax.lax.psum(x, over) for x, whole in found)
+
+        return mesh, local, made, given
 
     operation = custom_partitioning(function)
     operation.def_partition(
         partition,
         sharding_rule=rule,
         need_replication_factors=tuple(x for x in letters if x not in DIVIDED),
-        reduction_factors=summed,
+        reduction_factors=() if any(of_batch) else ("b",),
         **({"g": group} if group > 1 else {}),
     )
     return operation
