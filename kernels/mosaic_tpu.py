@@ -22,8 +22,8 @@ def kernel(
     name: str,
     grid: tuple[int, ...],
     sequential: int,
-    inputs: Sequence[pl.BlockSpec],
-    outputs: Sequence[pl.BlockSpec],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
     shapes: Sequence[Any],
     scratch: Sequence[Any] = (),
     interpret: Interpret = False,
@@ -31,8 +31,8 @@ def kernel(
 ) -> Callable[..., Any]:
     """`body` over `grid`, whose last `sequential` axes run in order on one core; the others may be divided among cores.
 
-    inputs, outputs: the block of each operand and result at a grid index. shapes: the results. scratch: memory that lasts over the
-    sequential axes. vmem: bytes of on-chip memory the kernel may take, None for what the compiler allows.
+    inputs, outputs: the `pl.BlockSpec` of each operand and result at a grid index, in the tree of its arrays. shapes: the results.
+    scratch: memory that lasts over the sequential axes. vmem: bytes of on-chip memory the kernel may take, None for what the compiler allows.
     """
     semantics = ("parallel",) * (len(grid) - sequential) + ("arbitrary",) * sequential
     return pl.pallas_call(

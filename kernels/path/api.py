@@ -54,7 +54,7 @@ def path_attention(
       scale: a number or a scalar array; None = 1/√H.
       positions: as in `attention`, for the mask and the terms; a path goes by the order of the arrays.
       dropout: (rate, key), with the bits of `attention`.
-      implementation: "reference" or "xla", None = "xla".
+      implementation: "reference", "xla" or "pallas_tpu"; a named one runs or raises, None = "xla".
 
     Returns:
       `[B, T, N, Hv]` in the dtype of q.
@@ -150,6 +150,9 @@ def _named(name: str):
             return reference.path_attention
         case "xla":
             return xla.path_attention
-    fused = name in ("pallas_tpu", "pallas_gpu")
-    reason = "this version has no such kernel" if fused else "there is no such implementation"
-    raise ValueError(f"path_attention implementation {name!r}: {reason}; those that exist: reference, xla")
+        case "pallas_tpu":
+            from kernels.path import pallas_tpu  # Mosaic takes a moment to import
+
+            return pallas_tpu.path_attention
+    reason = "this version has no such kernel" if name == "pallas_gpu" else "there is no such implementation"
+    raise ValueError(f"path_attention implementation {name!r}: {reason}; those that exist: reference, xla, pallas_tpu")

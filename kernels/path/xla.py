@@ -79,7 +79,7 @@ def path_attention(
     wide = accumulator(q.dtype)
     pad = functools.partial(_pad_keys, front=front, length=geometry.keys)
     if log_forget is not None:
-        terms = (*terms, _forgotten(log_forget, mask, q.shape[1]))
+        terms = (*terms, gate_biases(log_forget, mask, q.shape[1]))
     tile_terms, rows, whole = TileTerms.prepare(tuple(_padded(term, pad) for term in terms), geometry, wide)
     scaled = q.astype(wide) * jnp.asarray(scale, wide)
     queries = by_tile(geometry.by_group(jnp.swapaxes(scaled, 1, 2), axis=1), 3, geometry)
@@ -234,7 +234,7 @@ def _padded(term: Term, pad) -> Term:
     return term
 
 
-def _forgotten(log_forget: Array, mask: AttentionMask, queries: int) -> RowColumn:
+def gate_biases(log_forget: Array, mask: AttentionMask, queries: int) -> RowColumn:
     """Σ_{j<t≤i} log_forget_t as differences of sums, which begin anew in every document."""
     starts = jnp.zeros(log_forget.shape[:2], bool)
     if mask.key_segments is not None:

@@ -310,8 +310,9 @@ REFUSED = {
     r"Toeplitz.values .*expected \[4, any size\]": {"terms": (Toeplitz(ones(3, 9)),)},
     "expected a scalar": {"scale": ones(4)},
     "dropout rate is 1": {"dropout": (1.0, jax.random.key(0))},
-    "'pallas_tpu': this version has no such kernel; those that exist: reference, xla": {"implementation": "pallas_tpu"},
-    "'pallas_gpu': this version has no such kernel": {"implementation": "pallas_gpu"},
+    "'pallas_gpu': this version has no such kernel; those that exist: reference, xla, pallas_tpu": {
+        "implementation": "pallas_gpu"
+    },
     "'fast': there is no such implementation": {"implementation": "fast"},
 }
 
