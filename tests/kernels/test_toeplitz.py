@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from kernels.toeplitz import toeplitz_matmul
+from kernels.toeplitz import api, pallas_tpu, toeplitz_matmul, xla
 from tests.devices import first
 from tests.memory import assert_linear, temporary_bytes
 
@@ -61,6 +62,7 @@ def assert_close(found, expected, tolerance):
         assert worst < tolerance, f"{name}: {worst:.2g}"
 
 
+ON_TPU = jax.default_backend() == "tpu"
 LENGTHS = [1, 7, 63, 130, 300]
 NAMES = ["reference", "xla"]
 
@@ -78,6 +80,77 @@ def test_equals_the_matrix_in_float64(name, length, causal):
         found = value_and_gradients(call, *(jnp.asarray(a) for a in arrays))
     assert found[0].dtype == jnp.float64
     assert_close(found, expected, 1e-14)
+
+
+def interpreted(t, x, *, causal, interpret=True):
+    """The TPU kernels; on a TPU compiled."""
+    return pallas_tpu.toeplitz_matmul(t, x, causal=causal, interpret=interpret and not ON_TPU)
+
+
+FUSED = [(1, False), (130, True), (300, False), (600, True)]
+SLOW = [(length, causal) for length in (*LENGTHS, 600) for causal in (False, True) if (length, causal) not in FUSED]
+
+
+@pytest.mark.parametrize(("length", "causal"), [*FUSED, *(pytest.param(*s, marks=pytest.mark.slow) for s in SLOW)])
+def test_tpu_kernels_equal_the_matrix(length, causal):
+    """In float32 to its rounding; in bfloat16 dt to the same, y and dx to the rounding of t and of the result."""
+    t, x, dy = inputs(length, causal, heads=2)
+    call = functools.partial(interpreted, causal=causal)
+    found = value_and_gradients(call, *(jnp.asarray(a, jnp.float32) for a in (t, x, dy)))
+    assert_close(found, truth(t, x, dy, causal), 2e-6)
+
+    given = jnp.asarray(t, jnp.float32), *(jnp.asarray(a, jnp.bfloat16) for a in (x, dy))
+    found = value_and_gradients(call, *given)
+    assert [a.dtype for a in found] == [jnp.bfloat16, jnp.float32, jnp.bfloat16]
+    expected = truth(*(np.asarray(a, np.float64) for a in given), causal)
+    assert_close(found, expected, 2**-7)
+    np.testing.assert_allclose(found[1], expected[1], atol=2e-6 * np.abs(expected[1]).max())
+
+
+@pytest.mark.skipif(ON_TPU, reason="is about interpretation")
+@pytest.mark.parametrize("causal", [False, True])
+def test_no_kernel_revisits_a_block_or_reads_what_it_has_not_written(causal):
+    """Two blocks of rows and two chunks of tokens, by an interpretation that finds what the plain one hides."""
+    t, x, dy = inputs(600, causal, batch=3, heads=2, channels=50)
+    call = functools.partial(interpreted, causal=causal, interpret=pltpu.InterpretParams())
+    found = value_and_gradients(call, *(jnp.asarray(a, jnp.float32) for a in (t, x, dy)))
+    assert_close(found, truth(t, x, dy, causal), 2e-6)
+
+
+def gradients(t, x, causal=False):
+    call = functools.partial(toeplitz_matmul, causal=causal, implementation="pallas_tpu")
+    return jax.jit(jax.grad(lambda t, x: call(t, x).astype(jnp.float32).sum(), argnums=(0, 1))).trace(t, x)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize(("length", "causal"), [(1, False), (300, True), (3000, False), (3000, True)])
+def test_lowers_for_tpu_without_a_tpu(length, causal, dtype):
+    t = jax.ShapeDtypeStruct((3, length if causal else 2 * length - 1), jnp.float32)
+    x = jax.ShapeDtypeStruct((2, length, 3, 64), dtype)
+    text = gradients(t, x, causal).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") >= 2
+
+
+@pytest.mark.skipif(ON_TPU, reason="this is a TPU")
+def test_on_another_platform_it_fails_at_lowering():
+    with pytest.raises(ValueError, match="interpret mode"):
+        gradients(jnp.ones((2, 9)), jnp.ones((1, 5, 2, 4))).lower()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "backend", "dtype", "length"),
+    [
+        ("pallas_tpu", "tpu", jnp.bfloat16, 512),
+        ("pallas_tpu", "tpu", jnp.float32, 1),
+        ("xla", "tpu", jnp.float64, 512),
+        ("xla", "tpu", jnp.float32, 2**22),
+        ("xla", "gpu", jnp.bfloat16, 512),
+        ("xla", "cpu", jnp.float32, 512),
+    ],
+)
+def test_what_is_chosen_where_nothing_is_named(monkeypatch, chosen, backend, dtype, length):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert api.best(length, jnp.dtype(dtype)) == chosen
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -165,6 +238,11 @@ def test_memory_is_linear_in_length(causal):
     assert_linear(peak, 4096)
 
 
+def test_sizes_of_transforms():
+    assert [xla.smooth_size(n) for n in (1, 2, 13, 259, 2**18 - 1, 2_000_001)] == [2, 2, 16, 270, 2**18, 2_025_000]
+    assert [xla.power_of_two(n) for n in (1, 2, 13, 16, 259)] == [2, 2, 16, 16, 512]
+
+
 def test_gradients_take_five_real_transforms():
     """x, dy and t forward, dx and dt back; none is complex, as JAX's own transpose of rfft is."""
     t, x, dy = (jnp.asarray(a, jnp.float32) for a in inputs(32, False))
@@ -173,10 +251,11 @@ def test_gradients_take_five_real_transforms():
     assert sorted(kinds) == ["IRFFT"] * 2 + ["RFFT"] * 3
 
 
+@pytest.mark.parametrize("function", [toeplitz_matmul, interpreted])
 @pytest.mark.parametrize("causal", [False, True])
-def test_twice_run_gives_the_same_bits(causal):
+def test_twice_run_gives_the_same_bits(causal, function):
     arrays = [jnp.asarray(a, jnp.float32) for a in inputs(130, causal)]
-    call = functools.partial(toeplitz_matmul, causal=causal)
+    call = functools.partial(function, causal=causal)
     for x, y in zip(*(value_and_gradients(call, *arrays) for _ in range(2)), strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -215,7 +294,9 @@ REFUSED = {
     r"t has shape \(1, 9\), expected \[4, 9\]": {"t": ones(1, 9)},
     "t is int32, expected a floating": {"t": jnp.ones((4, 9), jnp.int32)},
     "x is int32, expected a floating": {"x": jnp.ones((2, 5, 4, 8), jnp.int32)},
-    "'pallas_gpu': this version has no such kernel; those that exist: reference, xla": {"implementation": "pallas_gpu"},
+    "'pallas_gpu': this version has no such kernel; those that exist: reference, xla, pallas_tpu": {
+        "implementation": "pallas_gpu"
+    },
     "'fast': there is no such implementation": {"implementation": "fast"},
 }
 
@@ -233,3 +314,14 @@ def test_refused(message, our_own_checks):
     call = {"t": ones(4, 9), "x": ones(2, 5, 4, 8)} | REFUSED[message]
     with pytest.raises(ValueError, match=message):
         toeplitz_matmul(call.pop("t"), call.pop("x"), **call)
+
+
+def test_what_the_tpu_kernels_do_not_compute_is_refused(our_own_checks):
+    with (
+        jax.enable_x64(True),
+        pytest.raises(ValueError, match=r"in float32, not float64\. implementation='xla' does it"),
+    ):
+        toeplitz_matmul(ones(4, 9), ones(2, 5, 4, 8).astype(jnp.float64), implementation="pallas_tpu")
+    x, t = jax.ShapeDtypeStruct((1, 2**22, 1, 1), jnp.float32), jax.ShapeDtypeStruct((1, 2**23 - 1), jnp.float32)
+    with pytest.raises(ValueError, match=r"at most 8192 tokens, not 4194304\. implementation='xla' does it"):
+        jax.eval_shape(functools.partial(toeplitz_matmul, implementation="pallas_tpu"), t, x)
