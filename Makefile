@@ -66,12 +66,14 @@ test-gpu-interpret: ## interpret the GPU kernels on a CPU, in an environment of 
 	@.venv-interpret/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	@JAX_PLATFORMS=cpu .venv-interpret/bin/python -m pytest -q -n $(WORKERS) tests/kernels/test_pallas_gpu.py
 
-# Beside .venv and not in it: with a CUDA plugin every other program would look for a GPU.
-test-aot: venv ## compile the GPU kernels for an H100 that need not be there; fetches the compiler, 600 MB
+# Beside .venv and not in it: with a CUDA plugin or libtpu every other program would look for a GPU or a TPU.
+test-aot: venv ## compile the kernels for an H100 and for TPUs that need not be there; fetches their compilers, 1.3 GB
 	@version=$$($(BIN)/python -c 'import importlib.metadata as m; print(m.version("jax"))') && \
 	  test -d .venv/aot/jax_plugins || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  --target .venv/aot "jax-cuda12-plugin==$$version" "jax-cuda12-pjrt==$$version" nvidia-cuda-nvcc-cu12
-	@PYTHONPATH=.venv/aot JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n $(WORKERS) -m aot tests/aot
+	@libtpu=$$($(BIN)/python -c 'import importlib.metadata as m; print(next(x.split(";")[0] for x in m.requires("jax") if x.startswith("libtpu")))') && \
+	  test -d .venv/aot-tpu/libtpu || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/aot-tpu "$$libtpu"
+	@PYTHONPATH=.venv/aot:.venv/aot-tpu JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n $(WORKERS) -m aot tests/aot
 
 lint: venv ## check style and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

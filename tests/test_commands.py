@@ -14,7 +14,7 @@ import pytest
 from matplotlib.image import imread
 
 import kernels.attention
-from kernels.attention import api
+from kernels.attention import xla
 from zoo.__main__ import COMMANDS, main
 from zoo.commands import checkpoints_page, docs, encodings_page, selfcheck
 from zoo.commands.encoding_pictures import contact_sheet
@@ -154,8 +154,8 @@ def test_selfcheck_compares_what_exists_and_says_what_does_not(few_cases, capsys
 
 @pytest.mark.parametrize("factor", [1.01, np.nan])
 def test_selfcheck_fails_on_a_wrong_implementation(few_cases, monkeypatch, capsys, factor):
-    right = api.xla.attention
-    monkeypatch.setattr(api.xla, "attention", lambda *a, **k: right(*a, **k) * jnp.float32(factor))
+    right = xla.attention
+    monkeypatch.setattr(xla, "attention", lambda *a, **k: right(*a, **k) * jnp.float32(factor))
     assert main(["selfcheck"]) == 1
     shown = capsys.readouterr().out
     assert shown.count("WRONG") == 2 and "2 disagree" in shown

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+from collections.abc import Callable
+from types import ModuleType
 from typing import Literal
 
 import jax
 from jaxtyping import Array, Float
 
-from kernels.attention import reference, xla
+from kernels.attention import reference
 from kernels.attention.dropout import key_words
 from kernels.attention.mask import AttentionMask
 from kernels.attention.positions import Placement, Positions
@@ -17,7 +20,7 @@ from kernels.attention.validate import check_arrays, check_mask, check_terms
 
 Implementation = Literal["reference", "xla", "pallas_tpu", "pallas_gpu"]
 
-_IMPLEMENTATIONS = ("reference", "xla", "pallas_gpu")
+_IMPLEMENTATIONS = ("reference", "xla", "pallas_tpu", "pallas_gpu")
 _FEW_QUERIES = 64  # half a tile of the fused kernels
 _log = logging.getLogger(__name__)
 
@@ -53,8 +56,8 @@ def attention(
       positions: None = keys 0 … S − 1 with the queries last; one struct for both sides; or (the query's, the key's).
         Tables are sliced for None and for one contiguous struct, gathered otherwise.
       dropout: (rate, key). The bits are a hash of (key, b, n, i, j) with i, j array indices, the same in every implementation.
-      implementation: a named one runs or raises; None takes "pallas_gpu" on Hopper GPUs where it
-        computes this call and has queries enough for its tiles, else "xla".
+      implementation: a named one runs or raises; None takes "pallas_tpu" on TPUs and "pallas_gpu" on Hopper GPUs
+        where they compute this call and have queries enough for their tiles, else "xla".
 
     Returns:
       `[B, T, N, Hv]` in the dtype of q.
@@ -138,29 +141,33 @@ def dropout_words(dropout: tuple[float, Array] | None) -> tuple[float, Array] | 
     return None if rate == 0 else (float(rate), key_words(key))
 
 
+def platform_of(x: Array) -> str:
+    """The platform of the devices that x is divided among, which need not be here; else that of JAX's own devices."""
+    device = getattr(jax.typeof(x).sharding.mesh, "abstract_device", None)
+    return jax.default_backend() if device is None else device.platform
+
+
 def on_hopper() -> bool:
     """Whether the devices are GPUs that run "pallas_gpu"."""
     return jax.default_backend() == "gpu" and getattr(jax.devices()[0], "compute_capability", None) == "9.0"
 
 
 def _best(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, placement: Placement) -> Implementation:
-    if not on_hopper() or q.shape[1] < _FEW_QUERIES:
+    fused = "pallas_tpu" if platform_of(q) == "tpu" else "pallas_gpu" if on_hopper() else None
+    if fused is None or q.shape[1] < _FEW_QUERIES:
         return "xla"
-    from kernels.attention import pallas_gpu
-
-    return "xla" if pallas_gpu.refusals(q, v, terms, mask, placement) else "pallas_gpu"
+    return "xla" if _module(fused).refusals(q, v, terms, mask, placement) else fused
 
 
-def _named(name: str):
-    match name:
-        case "reference":
-            return reference.attention
-        case "xla":
-            return xla.attention
-        case "pallas_gpu":
-            from kernels.attention import pallas_gpu  # Mosaic GPU takes a second to import
+def _module(name: str) -> ModuleType:
+    # Those of Pallas take a second to import.
+    return importlib.import_module(f"kernels.attention.{name}")
 
-            return pallas_gpu.attention
-    exist = ", ".join(_IMPLEMENTATIONS)
-    reason = "this version has no such kernel" if name == "pallas_tpu" else "there is no such implementation"
-    raise ValueError(f"attention implementation {name!r}: {reason}; those that exist: {exist}")
+
+def _named(name: str) -> Callable[..., Array]:
+    if name not in _IMPLEMENTATIONS:
+        exist = ", ".join(_IMPLEMENTATIONS)
+        raise ValueError(
+            f"attention implementation {name!r}: there is no such implementation; those that exist: {exist}"
+        )
+    return _module(name).attention

@@ -10,27 +10,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from kernels.attention import pallas_gpu_relative
-from kernels.attention.dropout import row_words
+from kernels.attention.fused import LINE, OUT, ROW, Given, K, Q, V, divided, dots, padded, refusals_of_masks, up
 from kernels.attention.mask import AttentionMask
-from kernels.attention.pallas_gpu_passes import Given, Plan, backward_keys, backward_queries, backward_table, forward
+from kernels.attention.pallas_gpu_passes import Plan, backward_keys, backward_queries, backward_table, forward
 from kernels.attention.pallas_gpu_relative import Band, Sides, Sums
 from kernels.attention.positions import Placement
 from kernels.attention.separable import Basis
-from kernels.attention.sharded import by_batch_and_heads
-from kernels.attention.skew import expand
 from kernels.attention.terms import Relative, RowColumn, Term, Toeplitz
-
-# Axes, as `sharded` names them.
-Q, K, V, OUT, ROW = "b t n h", "b s m h", "b s m w", "b t n w", "b n t"
 
 _WIDEST = 128
 _TILE = 128  # lengths are padded to a multiple of it, with keys that nobody sees
@@ -66,14 +59,14 @@ def attention(
     (keys, kv_heads), value_width = k.shape[1:3], v.shape[3]
     left, right = mask.band
     (relative,) = [term for term in terms if isinstance(term, Relative)] or [None]
-    widths = _up(width, 32), _up(value_width, 32)
+    widths = up(width, 32), up(value_width, 32)
     if relative is not None:
         widths = (max(widths),) * 2  # its kernels put results where the operands were
     rate, words = (0.0, None) if dropout is None else dropout
     plan = Plan(
         batch=batch,
-        queries=_up(queries, _TILE),
-        keys=_up(keys, _TILE),
+        queries=up(queries, _TILE),
+        keys=up(keys, _TILE),
         heads=heads,
         kv_heads=kv_heads,
         width=widths[0],
@@ -83,15 +76,15 @@ def attention(
         left=left,
         right=right,
         past_or_prefix=mask.prefix_length is not None,
-        column_bias=any(isinstance(term, RowColumn) for term in terms),
         rate=rate,
         interpret=interpret,
+        column_bias=any(isinstance(term, RowColumn) for term in terms),
     )
-    given = _given(plan, terms, mask, placement, words, (queries, keys))
-    k, v = _pad(k, plan.keys, plan.width), _pad(v, plan.keys, plan.value_width)
+    given = Given.of(plan, terms, mask, placement, words, (queries, keys))
+    k, v = padded(k, plan.keys, plan.width), padded(v, plan.keys, plan.value_width)
     if relative is not None:
         return _with_tables(plan, relative, q, k, v, given, value_width)
-    return _core(plan, _pad(q, plan.queries, plan.width), k, v, given)[:, :queries, :, :value_width]
+    return _core(plan, padded(q, plan.queries, plan.width), k, v, given)[:, :queries, :, :value_width]
 
 
 def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, placement: Placement) -> list[str]:
@@ -114,12 +107,7 @@ def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, p
             )
         elif basis.width > _WIDEST:
             reasons.append(f"learned tables clip at most at {_WIDEST // 2}, not {basis.limit}")
-    if mask.block is not None:
-        reasons.append("it has no block mask")
-    by_distance = mask.causal or mask.window is not None or any(isinstance(term, Toeplitz | Relative) for term in terms)
-    if placement.offset is None and by_distance:
-        reasons.append("distances need contiguous positions, the same struct for queries and keys")
-    return reasons
+    return reasons + refusals_of_masks(terms, mask, placement)
 
 
 def _with_tables(
@@ -127,16 +115,16 @@ def _with_tables(
 ) -> Float[Array, "B T N W"]:
     """Attention with a query and a value table, by the products of `separable`; q as it came, k and v padded."""
     basis, heads, length = Basis.of(relative), q.shape[2], q.shape[1]
-    band = Band(plan, basis.limit, _up(basis.width, 32), relative.query is not None, relative.value is not None)
+    band = Band(plan, basis.limit, up(basis.width, 32), relative.query is not None, relative.value is not None)
     f = above = below = None
     if relative.query is not None:
-        f = _pad(basis.to_queries(relative.query, q, plan.offset), plan.queries, band.width)
+        f = padded(basis.to_queries(relative.query, q, plan.offset), plan.queries, band.width)
         ends = basis.beyond(relative.query, heads)
         products = (jnp.einsum("btnh,nh->bnt", q.astype(jnp.float32), end) for end in ends)
-        above, below = (_pad(jnp.swapaxes(x, 1, 2), plan.queries).swapaxes(1, 2) for x in products)
+        above, below = (padded(jnp.swapaxes(x, 1, 2), plan.queries).swapaxes(1, 2) for x in products)
     g = jnp.asarray(basis.of_keys(plan.keys), q.dtype)
     g = jnp.pad(g, ((0, 0), (0, band.width - basis.width)))
-    sums = _relative_core(band, _pad(q, plan.queries, plan.width), k, v, Sides(f, above, below, g), given)
+    sums = _relative_core(band, padded(q, plan.queries, plan.width), k, v, Sides(f, above, below, g), given)
     out = sums.out[:, :length, :, :value_width]
     if relative.value is None:
         return out
@@ -147,45 +135,6 @@ def _with_tables(
     return (out.astype(jnp.float32) + added).astype(q.dtype)
 
 
-def _given(
-    plan: Plan, terms: tuple[Term, ...], mask: AttentionMask, placement: Placement, words: Array | None, lengths
-) -> Given:
-    queries, keys = lengths
-    rows: dict[str, Array] = {}
-    columns: dict[str, Array] = {}
-    if plan.past_or_prefix:
-        in_prefix = placement.key.token < mask.prefix_length[:, None]
-        columns["prefix"] = _pad(in_prefix.astype(jnp.int32), plan.keys)
-    if mask.query_segments is not None or mask.key_valid is not None or keys != plan.keys:
-        # A key of segment 0 is seen by no query, a query of segment −1 sees no key.
-        ones = functools.partial(jnp.ones, dtype=jnp.int32)
-        own = ones((plan.batch, queries)) if mask.query_segments is None else mask.query_segments.astype(jnp.int32)
-        of_keys = ones((plan.batch, keys)) if mask.key_segments is None else mask.key_segments.astype(jnp.int32)
-        if mask.key_valid is not None:
-            of_keys = jnp.where(mask.key_valid, of_keys, 0)
-        rows["segments"] = _pad(jnp.where(own > 0, own, -1), plan.queries)
-        columns["segments"] = _pad(of_keys, plan.keys)
-    if plan.rate > 0:
-        index = jnp.arange(plan.queries, dtype=jnp.int32)
-        rows["first"], rows["second"] = row_words(words, plan.batch, plan.heads, index)
-    biases = [term.b for term in terms if isinstance(term, RowColumn)]
-    if biases:
-        # `a` is the same for all keys of a query: softmax does not see it, and its gradient is zero.
-        bias = functools.reduce(jnp.add, (b.astype(jnp.float32) for b in biases)) * math.log2(math.e)
-        columns["bias"] = jnp.pad(bias, ((0, 0), (0, 0), (0, plan.keys - keys)))
-    tables = [_line(term, plan) for term in terms if isinstance(term, Toeplitz)]
-    table = functools.reduce(jnp.add, tables) * math.log2(math.e) if tables else None
-    return Given(rows, columns, table)
-
-
-def _line(term: Toeplitz, plan: Plan) -> Array:
-    """`[N, T + S − 1]`: the term's values from the smallest relative position of the padded lengths on."""
-    size = term.values.shape[1]
-    zero = (size - 1) // 2 if term.zero is None else term.zero
-    r = np.arange(plan.queries + plan.keys - 1) + plan.least
-    return expand(term.values.astype(jnp.float32), np.clip(r + zero, 0, size - 1), axis=1)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _core(plan: Plan, q, k, v, given):
     return _forward(plan, q, k, v, given)[0]
@@ -193,23 +142,20 @@ def _core(plan: Plan, q, k, v, given):
 
 def _forward(plan: Plan, q, k, v, given):
     operands = ((q, Q), (k, K), (v, V))
-    out, lse = _divided(plan, lambda here, q, k, v, given: forward(here, q, k, v, given), operands, given, (OUT, ROW))
+    out, lse = divided(plan, lambda here, q, k, v, given: forward(here, q, k, v, given), operands, given, (OUT, ROW))
     return out, (q, k, v, given, out, lse)
 
 
 def _backward(plan: Plan, saved: Any, gradient: Array):
     q, k, v, given, out, lse = saved
-    given = given.with_rows(lse=lse, delta=_dots(gradient, out))
-    run = functools.partial(_divided, plan, operands=((q, Q), (k, K), (v, V), (gradient, OUT)), given=given)
+    given = given.with_rows(lse=lse, delta=dots(gradient, out))
+    run = functools.partial(divided, plan, operands=((q, Q), (k, K), (v, V), (gradient, OUT)), given=given)
     (dq,) = run(lambda *parts: (backward_queries(*parts),), results=(Q,))
     dk, dv, db = run(backward_keys, results=(K, V, "b m s"))
-    # The bias and the table are in base 2, their gradients come in base e.
-    d_columns = {name: db * math.log(2) if name == "bias" else None for name in given.columns}
-    d_table = None
-    if given.table is not None:
-        (d_table,) = run(lambda *parts: (backward_table(*parts) * math.log(2),), results=("n r",))
-    d_rows = {name: None for name in given.rows if name not in ("lse", "delta")}
-    return dq, dk, dv, Given(d_rows, d_columns, d_table)
+    d_lines = {}
+    if given.lines:
+        (d_lines["bias"],) = run(lambda *parts: (backward_table(*parts),), results=(LINE,))
+    return dq, dk, dv, given.gradients({"bias": db}, d_lines)
 
 
 _core.defvjp(_forward, _backward)
@@ -227,20 +173,20 @@ def _relative_forward(band: Band, q, k, v, sides, given):
 
     axes_of_sums = Sums(OUT, *(("b t n e", ROW, ROW) if band.values else (None,) * 3))
     operands = ((q, Q), (k, K), (v, V), (sides, _axes_of_sides(band)))
-    *leaves, lse = _divided(band.plan, run, operands, given, (*jax.tree.leaves(axes_of_sums), ROW))
+    *leaves, lse = divided(band.plan, run, operands, given, (*jax.tree.leaves(axes_of_sums), ROW))
     sums = jax.tree.unflatten(jax.tree.structure(axes_of_sums), leaves)
     return sums, (q, k, v, sides, given, sums, lse)
 
 
 def _relative_backward(band: Band, saved: Any, d: Any):
     q, k, v, sides, given, sums, lse = saved
-    delta = _dots(d.out, sums.out)
+    delta = dots(d.out, sums.out)
     if band.values:
-        delta = delta + _dots(d.w, sums.w) + d.above * sums.above + d.below * sums.below
+        delta = delta + dots(d.w, sums.w) + d.above * sums.above + d.below * sums.below
     given = given.with_rows(lse=lse, delta=delta)
     axes_of_sums = Sums(OUT, *(("b t n e", ROW, ROW) if band.values else (None,) * 3))
     operands = ((q, Q), (k, K), (v, V), (sides, _axes_of_sides(band)), (d, axes_of_sums))
-    run = functools.partial(_divided, band.plan, operands=operands, given=given)
+    run = functools.partial(divided, band.plan, operands=operands, given=given)
 
     def of_queries(here, *parts):
         return tuple(
@@ -254,8 +200,7 @@ def _relative_backward(band: Band, saved: Any, d: Any):
         lambda here, *parts: pallas_gpu_relative.backward_keys(dataclasses.replace(band, plan=here), *parts),
         results=(K, V),
     )
-    d_rows = {name: None for name in given.rows if name not in ("lse", "delta")}
-    return dq, dk, dv, d_sides, Given(d_rows, dict.fromkeys(given.columns), None)
+    return dq, dk, dv, d_sides, given.gradients({}, {})
 
 
 def _axes_of_sides(band: Band) -> Sides:
@@ -263,45 +208,3 @@ def _axes_of_sides(band: Band) -> Sides:
 
 
 _relative_core.defvjp(_relative_forward, _relative_backward)
-
-
-def _divided(plan: Plan, function: Callable[..., tuple], operands: Sequence, given: Given, results: Sequence[str]):
-    """function(plan, *operands, given), each device with its part of batch and heads and a plan for it.
-
-    operands: (arrays, their axes) as trees of one structure; the axes' letters are those of `by_batch_and_heads`.
-    """
-    kinds = {2: ("b t", "b s"), 3: (ROW, "b n s")}
-    rows = {name: kinds[x.ndim][0] for name, x in given.rows.items()}
-    columns = {name: kinds[x.ndim][1] for name, x in given.columns.items()}
-    axes_of_given = Given(rows, columns, None if given.table is None else "n r")
-    arrays = (*(x for x, _ in operands), given)
-    leaves, tree = jax.tree.flatten(arrays)
-    axes = jax.tree.leaves((*(a for _, a in operands), axes_of_given))
-
-    def local(*parts):
-        here = dataclasses.replace(plan, batch=parts[0].shape[0], heads=parts[0].shape[2], kv_heads=parts[1].shape[2])
-        return function(here, *jax.tree.unflatten(tree, parts))
-
-    if (
-        plan.interpret
-    ):  # on one device: an interpreted kernel has effects, which an operation that is divided may not have
-        return local(*leaves)
-    return by_batch_and_heads(local, axes, results, group=plan.group)(*leaves)
-
-
-def _dots(x: Array, y: Array) -> Array:
-    """⟨x, y⟩ of each query and head, float32: `[B, T, N, H]` twice to `[B, N, T]`."""
-    return jnp.einsum("btnh,btnh->bnt", x.astype(jnp.float32), y.astype(jnp.float32))
-
-
-def _up(size: int, step: int) -> int:
-    return -(-size // step) * step
-
-
-def _pad(x: Array, length: int, width: int | None = None) -> Array:
-    """Zeros up to `length` along axis 1, and up to `width` along the last."""
-    padding = [(0, 0)] * x.ndim
-    padding[1] = (0, length - x.shape[1])
-    if width is not None:
-        padding[-1] = (0, width - x.shape[-1])
-    return jnp.pad(x, padding)

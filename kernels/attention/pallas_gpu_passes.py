@@ -1,8 +1,7 @@
 """The kernels of `pallas_gpu`: one forward and two backward passes over tiles, each a program that others need not wait for.
 
 A program owns a tile of queries (forward, dq) or of keys (dkv) and runs over the tiles of the other side, which one warpgroup
-loads while the others compute. Scores are in base 2: the scale and every bias are multiplied by log2(e), and lse is
-log2 Σ 2^score. In dkv the tile is transposed, keys by queries, so that both of its products have the accumulators' side first.
+loads while the others compute. In dkv the tile is transposed, keys by queries, so that both of its products have the accumulators' side first.
 
 Nothing is shared between programs: no atomics, the same bits in every run.
 
@@ -12,11 +11,10 @@ Source: Dao 2023 (arXiv:2307.08691), Shah et al. 2024 (arXiv:2407.08608).
 from __future__ import annotations
 
 import functools
-import math
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +24,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import mosaic
 from kernels.attention.dropout import keep
+from kernels.attention.fused import FLOOR, HIDDEN, Call, Given
 from kernels.attention.skew import unskew
 
-# A hidden score, and the least maximum of a row: 2 to the power of their difference is zero, so rows need no second look.
-HIDDEN, FLOOR = -1e30, -1e20
 PROGRAMS = 264  # two for each multiprocessor of an H100
 STAGES = 2  # tiles of the other side in shared memory at a time
 
@@ -49,33 +46,10 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The static part of a call; `queries` and `keys` are padded to whole tiles, widths to what the matrix units take."""
+class Plan(Call):
+    """A call, and how its passes are divided into tiles."""
 
-    batch: int
-    queries: int
-    keys: int
-    heads: int
-    kv_heads: int
-    width: int
-    value_width: int
-    scale: float  # times log2(e)
-    offset: int  # query i stands at the key's index i + offset
-    left: int | None  # visible: −left ≤ r ≤ right
-    right: int | None
-    past_or_prefix: bool  # visible: r ≤ 0 or the key is in the prefix
     column_bias: bool
-    rate: float
-    interpret: bool
-
-    @property
-    def group(self) -> int:
-        return self.heads // self.kv_heads
-
-    @property
-    def slope(self) -> float:
-        """The derivative of a score in base e by ⟨q, k⟩: the scale of the call."""
-        return self.scale * math.log(2)
 
     @property
     def wide(self) -> bool:
@@ -104,27 +78,6 @@ class Plan:
         """Into how many parts the table's pass divides the batch, so that there are programs for every multiprocessor."""
         wanted = -(-PROGRAMS // (self.heads * diagonals))
         return next(n for n in range(min(wanted, self.batch), 0, -1) if self.batch % n == 0)
-
-    @property
-    def least(self) -> int:
-        """The smallest relative position of the padded lengths."""
-        return 1 - self.queries - self.offset
-
-    def keys_of(self, first: Any, count: int, block: int) -> tuple[Any, Any]:
-        """(the first tile of `block` keys, how many) that the `count` queries from `first` may see; at least one."""
-        return self._tiles(first + self.offset, count, self.left, self.right, self.keys, block)
-
-    def queries_of(self, first: Any, count: int, block: int) -> tuple[Any, Any]:
-        """(the first tile of `block` queries, how many) that may see one of the `count` keys from `first`; at least one."""
-        return self._tiles(first - self.offset, count, self.right, self.left, self.queries, block)
-
-    def _tiles(self, first, count, left, right, length, block):
-        tiles = length // block
-        low = 0 if left is None else lax.min(lax.max(first - left, 0) // block, tiles - 1)
-        if right is None:
-            return low, tiles - low
-        high = lax.min(lax.max(first + count + right + block - 1, 0) // block, tiles)
-        return low, lax.max(high - low, 1)
 
 
 @dataclass(frozen=True)
@@ -256,30 +209,18 @@ def dropped(plan: Plan, tile: Tile, p: jax.Array, rows: Mapping) -> jax.Array:
     return jnp.where(kept, p * (1 / (1 - plan.rate)), mosaic.zeros(tile.shape))
 
 
-class Given(NamedTuple):
-    """What masks, terms and dropout say: of each query `[B, T]` or `[B, N, T]`, of each key likewise, of each distance.
+def operands_of(given: Given, diagonals: Diagonals) -> list[jax.Array]:
+    """What the kernels are given of masks, terms and dropout: rows, columns and the windows of the table, if there is one."""
+    return [*given.rows.values(), *given.columns.values(), *map(diagonals.windows, given.lines.values())]
 
-    table: `[N, T + S − 1]`, log2(e) times the sum of `Toeplitz` terms from the smallest relative position on; None without.
-    """
 
-    rows: dict[str, jax.Array]
-    columns: dict[str, jax.Array]
-    table: jax.Array | None
-
-    def with_rows(self, **more: jax.Array) -> Given:
-        return self._replace(rows=self.rows | more)
-
-    def operands(self, diagonals: Diagonals) -> list[jax.Array]:
-        tables = [] if self.table is None else [diagonals.windows(self.table)]
-        return [*self.rows.values(), *self.columns.values(), *tables]
-
-    def split(self, values: tuple) -> tuple[dict, dict, tuple, tuple]:
-        """`operands`, or what stands for them in a kernel, as (rows, columns, () or (windows,), the rest)."""
-        first, second = len(self.rows), len(self.rows) + len(self.columns)
-        third = second + (self.table is not None)
-        rows = dict(zip(self.rows, values[:first], strict=True))
-        columns = dict(zip(self.columns, values[first:second], strict=True))
-        return rows, columns, values[second:third], values[third:]
+def split_operands(given: Given, values: tuple) -> tuple[dict, dict, tuple, tuple]:
+    """`operands`, or what stands for them in a kernel, as (rows, columns, () or (windows,), the rest)."""
+    first, second = len(given.rows), len(given.rows) + len(given.columns)
+    third = second + len(given.lines)
+    rows = dict(zip(given.rows, values[:first], strict=True))
+    columns = dict(zip(given.columns, values[first:second], strict=True))
+    return rows, columns, values[second:third], values[third:]
 
 
 def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
@@ -288,7 +229,9 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
     diagonals = Diagonals(plan, block.program, block.columns)
 
     def body(q_ref, k_ref, v_ref, *refs):
-        row_refs, column_refs, tables, (out_ref, lse_ref, q_tile, out_tile, lse_tile, barriers) = given.split(refs)
+        row_refs, column_refs, tables, (out_ref, lse_ref, q_tile, out_tile, lse_tile, barriers) = split_operands(
+            given, refs
+        )
         b, h, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
         first_query = program * block.program + warpgroup * block.rows
@@ -360,7 +303,7 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
         grid={"head": plan.heads, "tile": plan.queries // block.program, "batch": plan.batch},
         warpgroups=block.warpgroups,
         interpret=plan.interpret,
-    )(q, k, v, *given.operands(diagonals))
+    )(q, k, v, *operands_of(given, diagonals))
 
 
 def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
@@ -369,7 +312,7 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
     diagonals = Diagonals(plan, block.program, block.columns)
 
     def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        row_refs, column_refs, tables, (dq_ref, q_tile, gradient_tile, barriers) = given.split(refs)
+        row_refs, column_refs, tables, (dq_ref, q_tile, gradient_tile, barriers) = split_operands(given, refs)
         b, h, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
         first_query = program * block.program + warpgroup * block.rows
@@ -428,7 +371,7 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
         grid={"head": plan.heads, "tile": plan.queries // block.program, "batch": plan.batch},
         warpgroups=block.warpgroups,
         interpret=plan.interpret,
-    )(q, k, v, gradient, *given.operands(diagonals))
+    )(q, k, v, gradient, *operands_of(given, diagonals))
 
 
 def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -437,7 +380,7 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
     diagonals = Diagonals(plan, block.program, block.columns, transposed=True)
 
     def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        row_refs, column_refs, tables, refs = given.split(refs)
+        row_refs, column_refs, tables, refs = split_operands(given, refs)
         dk_ref, dv_ref, db_ref, k_tile, v_tile, db_tile, barriers = refs
         b, kv_head, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
@@ -518,7 +461,7 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
         grid={"head": plan.kv_heads, "tile": plan.keys // block.program, "batch": plan.batch},
         warpgroups=block.warpgroups,
         interpret=plan.interpret,
-    )(q, k, v, gradient, *given.operands(diagonals))
+    )(q, k, v, gradient, *operands_of(given, diagonals))
 
 
 def backward_table(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
@@ -528,7 +471,7 @@ def backward_table(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
     parts = plan.parts_of_the_batch(diagonals.count)
 
     def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        row_refs, column_refs, tables, (out_ref, out_tile) = given.split(refs)
+        row_refs, column_refs, tables, (out_ref, out_tile) = split_operands(given, refs)
         h, diagonal, part = lax.axis_index("head"), lax.axis_index("diagonal"), lax.axis_index("part")
         warpgroup = lax.axis_index("warpgroup")
         kv_head = h // plan.group
@@ -594,7 +537,7 @@ def backward_table(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
         grid={"head": plan.heads, "diagonal": diagonals.count, "part": parts},
         warpgroups=block.warpgroups,
         interpret=plan.interpret,
-    )(q, k, v, gradient, *given.operands(diagonals))
+    )(q, k, v, gradient, *operands_of(given, diagonals))
     tiles = jnp.moveaxis(jnp.sum(tiles, axis=0), 2, 3)
     return diagonals.gradient(tiles.reshape(*tiles.shape[:3], block.columns))
 

@@ -22,20 +22,21 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import mosaic
+from kernels.attention.fused import FLOOR, Given
 from kernels.attention.pallas_gpu_passes import (
-    FLOOR,
     Blocks,
     Diagonals,
-    Given,
     Loaded,
     Plan,
     Tile,
     dropped,
     fetch,
+    operands_of,
     over_tiles,
     probabilities,
     score_gradients,
     scores,
+    split_operands,
     tile_spec,
     vector_specs,
     vectors,
@@ -137,7 +138,7 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
     diagonals = Diagonals(plan, block.program, block.columns)
 
     def body(q_ref, k_ref, v_ref, g_ref, *refs):
-        row_refs, column_refs, _, refs = extended.split(refs)
+        row_refs, column_refs, _, refs = split_operands(extended, refs)
         f_ref, refs = (refs[0], refs[1:]) if band.scores else (None, refs)
         out_ref, lse_ref, *refs = refs
         w_refs, refs = (refs[:3], refs[3:]) if band.values else ((), refs)
@@ -236,7 +237,7 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
         grid={"head": plan.heads, "tile": plan.queries // block.program, "batch": plan.batch},
         warpgroups=per,
         interpret=plan.interpret,
-    )(q, k, v, sides.g, *extended.operands(diagonals), *([sides.f] if band.scores else []))
+    )(q, k, v, sides.g, *operands_of(extended, diagonals), *([sides.f] if band.scores else []))
     return Sums(out, *(rest or (None, None, None))), lse
 
 
@@ -247,7 +248,7 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
     diagonals = Diagonals(plan, block.program, block.columns)
 
     def body(q_ref, k_ref, v_ref, g_ref, d_ref, *refs):
-        row_refs, column_refs, _, refs = extended.split(refs)
+        row_refs, column_refs, _, refs = split_operands(extended, refs)
         f_ref, refs = (refs[0], refs[1:]) if band.scores else (None, refs)
         dw_ref, refs = (refs[0], refs[1:]) if band.values else (None, refs)
         dq_ref, *refs = refs
@@ -340,7 +341,7 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
         grid={"head": plan.heads, "tile": plan.queries // block.program, "batch": plan.batch},
         warpgroups=per,
         interpret=plan.interpret,
-    )(q, k, v, sides.g, d.out, *extended.operands(diagonals), *_tiles_of_queries(band, sides, d))
+    )(q, k, v, sides.g, d.out, *operands_of(extended, diagonals), *_tiles_of_queries(band, sides, d))
     return dq, Sides(*(rest or (None, None, None)), None)
 
 
@@ -351,7 +352,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
     diagonals = Diagonals(plan, block.program, block.columns, transposed=True)
 
     def body(q_ref, k_ref, v_ref, g_ref, d_ref, *refs):
-        row_refs, column_refs, _, refs = extended.split(refs)
+        row_refs, column_refs, _, refs = split_operands(extended, refs)
         f_refs, refs = (refs[:1], refs[1:]) if band.scores else ((), refs)
         dw_refs, refs = (refs[:1], refs[1:]) if band.values else ((), refs)
         dk_ref, dv_ref, k_tile, v_tile, g_tile, barriers = refs
@@ -431,7 +432,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
         grid={"head": plan.kv_heads, "tile": plan.keys // block.program, "batch": plan.batch},
         warpgroups=per,
         interpret=plan.interpret,
-    )(q, k, v, sides.g, d.out, *extended.operands(diagonals), *_tiles_of_queries(band, sides, d))
+    )(q, k, v, sides.g, d.out, *operands_of(extended, diagonals), *_tiles_of_queries(band, sides, d))
 
 
 def _numbers(band: Band, sides: Sides, d: Sums) -> dict[str, jax.Array]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kernels.attention.sharded import by_batch_and_heads
+from kernels.sharded import by_batch_and_heads
 
 
 @jax.custom_vjp
@@ -30,7 +30,7 @@ def _transform(x: Array) -> tuple[Array]:
     return (jnp.concatenate([left, right], axis=-1).astype(x.dtype),)
 
 
-_by_rows = by_batch_and_heads(_transform, ("b t d",), ("b t d",), group=1)
+_by_rows = by_batch_and_heads(_transform, ("b t d",), ("b t d",))
 
 
 def _divided(x: Array) -> Array:

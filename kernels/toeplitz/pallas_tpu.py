@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels import mosaic_tpu
-from kernels.attention.sharded import by_batch_and_heads
+from kernels.sharded import by_batch_and_heads
 from kernels.toeplitz import pallas_tpu_direct as direct
 from kernels.toeplitz.lags import by_look_back
 
@@ -111,4 +111,4 @@ def _divided(call: Call, function, operands, axes, results):
     """function(*operands), each device with its part of batch and heads."""
     if call.interpret:  # on one device: an interpreted kernel has effects, which a divided operation may not have
         return function(*operands)
-    return by_batch_and_heads(function, axes, results, group=1)(*operands)
+    return by_batch_and_heads(function, axes, results)(*operands)

@@ -24,7 +24,7 @@ import scipy.fft
 from jaxtyping import Array, Float
 
 from kernels.attention.reference import accumulator
-from kernels.attention.sharded import by_batch_and_heads
+from kernels.sharded import by_batch_and_heads
 from kernels.toeplitz.lags import by_look_back
 
 # Axes, as `sharded` names them.
@@ -77,10 +77,9 @@ def _gradients(size_of: Callable[[int], int], x: Array, h: Array, dy: Array) -> 
     return dx.astype(x.dtype), dh.astype(h.dtype)
 
 
-# XLA by itself gathers batch and heads for a transform; on TPUs it still does, since JAX has no custom partitioning there
-# (github.com/jax-ml/jax/issues/38196).
-_divided_product = by_batch_and_heads(functools.partial(_product, smooth_size), (X, H), (X,), group=1)
-_divided_gradients = by_batch_and_heads(functools.partial(_gradients, smooth_size), (X, H, X), (X, H), group=1)
+# XLA by itself gathers batch and heads for a transform.
+_divided_product = by_batch_and_heads(functools.partial(_product, smooth_size), (X, H), (X,))
+_divided_gradients = by_batch_and_heads(functools.partial(_gradients, smooth_size), (X, H, X), (X, H))
 
 
 class _Transform:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from kernels.attention.sharded import by_batch_and_heads
+from kernels.sharded import by_batch_and_heads
 from tests.devices import first
 
 SEEN = []
@@ -36,7 +36,7 @@ def test_parts_of_batch_and_heads(operation, results, group):
     arrays = (q, k, np.ones((8, 6), np.float32))
     axes = (("data", None, "tensor"), ("data", None, "tensor"), ("data",))
     put = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(*a))) for x, a in zip(arrays, axes, strict=True)]
-    divided = by_batch_and_heads(operation, ("b t n h", "b s m h", "b t"), results, group=group)
+    divided = by_batch_and_heads(operation, ("b t n h", "b s m h", "b t"), results)
     SEEN.clear()
     compiled = jax.jit(divided).lower(*put).compile()
     assert ((2, 6, 2, 3), (2, 5, 2 // group, 3)) in SEEN, "each device has its part"
@@ -48,6 +48,6 @@ def test_parts_of_batch_and_heads(operation, results, group):
 
 def test_on_one_device_it_is_the_operation():
     q, k, ids = jnp.ones((2, 6, 4, 3)), jnp.ones((2, 5, 2, 3)), jnp.ones((2, 6))
-    divided = by_batch_and_heads(by_row, ("b t n h", "b s m h", "b t"), ("b n t", "b s m h"), group=2)
+    divided = by_batch_and_heads(by_row, ("b t n h", "b s m h", "b t"), ("b n t", "b s m h"))
     for got, want in zip(jax.jit(divided)(q, k, ids), by_row(q, k, ids), strict=True):
         np.testing.assert_array_equal(got, want)

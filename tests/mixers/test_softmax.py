@@ -96,10 +96,10 @@ def test_two_encodings_that_set_different_scales_are_refused():
         module.init(jax.random.key(0), x, {}, mask=AttentionMask(), shared=((), ()), place=Place(Positions.arange(3)))
 
 
-def test_a_named_kernel_that_is_not_there_raises():
+def test_a_named_kernel_that_does_not_compute_this_raises():
     x = jnp.zeros((1, 3, 12))
-    module = layer(Softmax(implementation="pallas_tpu"))
-    with pytest.raises(ValueError, match="pallas_tpu"):
+    module = layer(Softmax(implementation="pallas_gpu"))
+    with pytest.raises(ValueError, match="'pallas_gpu': it multiplies bfloat16 and float16, not float32"):
         initial(module, x)
 
 

@@ -83,18 +83,29 @@ def compare_all() -> Iterator[Row]:
     import jax
     import jax.numpy as jnp
 
-    from kernels.attention.api import Implementation, on_hopper
+    from kernels.attention.api import Implementation
 
     others = [name for name in typing.get_args(Implementation) if name != "reference"]
     with jax.default_matmul_precision("highest"):
         for case, (arrays, terms, mask) in cases().items():
             for name in others:
-                if name == "pallas_gpu" and not on_hopper():
-                    yield Row(case, name, absent="runs on a Hopper GPU alone")
+                absent = _not_here(name)
+                if absent:
+                    yield Row(case, name, absent=absent)
                     continue
                 given = jax.tree.map(jnp.bfloat16, arrays) if name in BFLOAT16 else arrays
                 yield _compare(case, name, given, terms, mask)
         yield _compare_path()
+
+
+def _not_here(name: str) -> str:
+    import jax
+
+    from kernels.attention.api import on_hopper
+
+    if name == "pallas_gpu" and not on_hopper():
+        return "runs on a Hopper GPU alone"
+    return "runs on a TPU alone" if name == "pallas_tpu" and jax.default_backend() != "tpu" else ""
 
 
 def _compare(case: str, name: str, arrays: Any, terms: Any, mask: Any) -> Row:

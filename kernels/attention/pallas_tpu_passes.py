@@ -1,0 +1,551 @@
+"""The kernels of `pallas_tpu`: one forward and two backward passes over square tiles of scores.
+
+Operands stay `[B, T, heads · width]`: a program has one block of at least 128 lanes, with one head of it or several side by side, and no
+array is transposed or padded to 128 lanes a head in the device's memory. A head's product contracts all lanes of the block with those of
+other heads set to zero, which costs the matrix unit the same as the padding would.
+
+Forward and dq own a tile of queries and run over the tiles of keys; dkv owns a tile of keys and has its scores transposed, keys by queries.
+Tiles that the mask's band hides are neither fetched nor computed, those wholly inside it are not masked. The sums of diagonals, of which
+the gradients of tables are made, stay in on-chip memory while a program runs over one row of the batch. Everything is added in the order of the
+grid: the same bits in every run.
+
+Sources: Dao 2023 (arXiv:2307.08691) for the passes; Huang et al. 2018 (arXiv:1809.04281) for the skew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels import mosaic_tpu
+from kernels.attention.dropout import keep
+from kernels.attention.fused import FLOOR, HIDDEN, Call, Given
+from kernels.attention.pallas_tpu_diagonals import add_along_diagonals, along_diagonals
+
+LANES = 128
+
+
+@dataclass(frozen=True)
+class Plan(Call):
+    """A call, and the side of its square tiles; q, k and v have heads of one width, which divides 128 or is a multiple of it."""
+
+    block: int
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of one block of heads."""
+        return max(self.width, LANES)
+
+    @property
+    def per(self) -> int:
+        """Heads in one block of lanes."""
+        return self.lanes // self.width
+
+    @property
+    def kv_blocks(self) -> int:
+        return -(-self.kv_heads // self.per)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of query heads: those that read the first block of key heads with their first query head, and so on."""
+        return self.group * self.kv_blocks
+
+    def by_group(self, x: jax.Array, axis: int) -> jax.Array:
+        """Query (or key) heads along `axis` as blocks of heads: axes [blocks, heads of a block], missing heads zero.
+
+        Head n of a block meets head n of the block of keys, so query heads are ordered by their place in their group first.
+        """
+        group = x.shape[axis] // self.kv_heads
+        x = x.reshape(*x.shape[:axis], self.kv_heads, group, *x.shape[axis + 1 :])
+        x = jnp.moveaxis(x, axis + 1, axis)
+        missing = [(0, 0)] * x.ndim
+        missing[axis + 1] = (0, self.kv_blocks * self.per - self.kv_heads)
+        x = jnp.pad(x, missing)
+        return x.reshape(*x.shape[:axis], group * self.kv_blocks, self.per, *x.shape[axis + 2 :])
+
+    def by_head(self, x: jax.Array, axis: int) -> jax.Array:
+        """The inverse of `by_group`."""
+        group = x.shape[axis] // self.kv_blocks
+        x = x.reshape(*x.shape[:axis], group, self.kv_blocks * self.per, *x.shape[axis + 2 :])
+        x = jnp.moveaxis(lax.slice_in_dim(x, 0, self.kv_heads, axis=axis + 1), axis, axis + 1)
+        return x.reshape(*x.shape[:axis], group * self.kv_heads, *x.shape[axis + 2 :])
+
+    def packed(self, x: jax.Array) -> jax.Array:
+        """`[B, T, heads, width]` → `[B, T, blocks · lanes]`."""
+        return self.by_group(x, 2).reshape(*x.shape[:2], -1)
+
+    def unpacked(self, x: jax.Array) -> jax.Array:
+        return self.by_head(x.reshape(*x.shape[:2], -1, self.per, self.width), 2)
+
+    def only(self, head: int, x: jax.Array) -> jax.Array:
+        """x `[length, lanes]` with the lanes of all other heads zero."""
+        if self.per == 1:
+            return x
+        lane = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+        return jnp.where((lane >= head * self.width) & (lane < (head + 1) * self.width), x, jnp.zeros_like(x))
+
+    def side_by_side(self, columns: list[jax.Array]) -> jax.Array:
+        """`[block, 1]` of each head → `[block, lanes]`, each in the lanes of its head."""
+        lane = lax.broadcasted_iota(jnp.int32, (self.block, self.lanes), 1)
+        out = jnp.broadcast_to(columns[0], lane.shape)
+        for head, column in enumerate(columns[1:], start=1):
+            out = jnp.where(lane >= head * self.width, column, out)
+        return out
+
+    def lines(self, given: Given) -> dict[str, jax.Array]:
+        """`[blocks, per, T + S]` each: column T is that of r = −offset, where a query and the key of its index meet."""
+        padding = ((0, 0), (1, 0))  # the first column is of no pair
+        return {name: self.by_group(jnp.pad(x, padding), 0) for name, x in given.lines.items()}
+
+
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a · b in float32."""
+    return jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+
+def product_of_rows(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a · bᵀ in float32."""
+    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def turned(row: jax.Array) -> jax.Array:
+    """`[1, length]` → `[length, 128]`, the row's values down every column."""
+    return jnp.broadcast_to(row, (LANES, row.shape[1])).T
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile of scores, queries down and keys across, or `transposed`, keys down and queries across.
+
+    rows, columns: refs of what `Given` says of the tile's queries and keys, those that stand down as `turned` columns.
+    """
+
+    plan: Plan
+    first_query: Any
+    first_key: Any
+    rows: Mapping[str, Any]
+    columns: Mapping[str, Any]
+    lines: Mapping[str, Any]
+    transposed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.plan.block, self.plan.block
+
+    def _down(self, ref: Any, head: int) -> jax.Array:
+        return ref[min(head, ref.shape[0] - 1)][:, :1]
+
+    def _across(self, ref: Any, head: int) -> jax.Array:
+        own = min(head, ref.shape[0] - 1)
+        return ref[own : own + 1, :]
+
+    def of_queries(self, name: str, head: int) -> jax.Array:
+        return (self._across if self.transposed else self._down)(self.rows[name], head)
+
+    def of_keys(self, name: str, head: int) -> jax.Array:
+        return (self._down if self.transposed else self._across)(self.columns[name], head)
+
+    def _index(self, axis: int) -> jax.Array:
+        return lax.broadcasted_iota(jnp.int32, self.shape, axis)
+
+    def key_index(self) -> jax.Array:
+        return self._index(int(not self.transposed)) + self.first_key
+
+    def relative_positions(self) -> jax.Array:
+        keys, queries = self._index(int(not self.transposed)), self._index(int(self.transposed))
+        return keys - queries + (self.first_key - self.first_query - self.plan.offset)
+
+    def on_line(self, name: str, head: int) -> jax.Array:
+        """Of every entry the value at its relative position."""
+        line = self.lines[name]
+        return along_diagonals(line.at[head : head + 1], self._start(), self.plan.block, transposed=self.transposed)
+
+    def add_to_line(self, line: Any, head: int, values: jax.Array) -> None:
+        add_along_diagonals(line.at[head : head + 1], self._start(), values)
+
+    def _start(self) -> jax.Array:
+        return self.plan.queries + self.first_key - self.first_query
+
+    def scores(self, head: int, products: jax.Array, masked: bool) -> jax.Array:
+        """log2(e) · (scale · products + biases), HIDDEN where the key is not visible. `masked`: the band hides some."""
+        s = products * self.plan.scale
+        if "factor" in self.lines:
+            s = s * self.on_line("factor", head)
+        if "bias" in self.lines:
+            s = s + self.on_line("bias", head)
+        if "bias" in self.columns:
+            s = s + self.of_keys("bias", head)
+        visible = []
+        if masked or self.plan.past_or_prefix:
+            r = self.relative_positions()
+        if masked and self.plan.left is not None:
+            visible.append(r >= -self.plan.left)
+        if masked and self.plan.right is not None:
+            visible.append(r <= self.plan.right)
+        if self.plan.past_or_prefix:
+            visible.append((r <= 0) | (self.of_keys("prefix", head) > 0))
+        if "segments" in self.rows:
+            visible.append(self.of_queries("segments", head) == self.of_keys("segments", head))
+        for part in visible:
+            s = jnp.where(part, s, HIDDEN)
+        return s
+
+    def dropped(self, head: int, values: jax.Array) -> jax.Array:
+        """Dropout of probabilities, and of their cotangents; the bits are those of `kernels.attention.dropout`."""
+        rate = self.plan.rate
+        if rate == 0:
+            return values
+        first, second = (self.of_queries(name, head).astype(jnp.uint32) for name in ("first", "second"))
+        kept = keep(first, second, self.key_index().astype(jnp.uint32), rate)
+        return jnp.where(kept, values * (1 / (1 - rate)), 0.0)
+
+    def gradients(self, head: int, products: jax.Array, of_p: jax.Array, masked: bool) -> tuple[jax.Array, jax.Array]:
+        """(p, dS): probabilities before dropout and the gradient of the scores in base e, from dO · v."""
+        p = jnp.exp2(self.scores(head, products, masked) - self.of_queries("lse", head))
+        return p, p * (self.dropped(head, of_p) - self.of_queries("delta", head))
+
+    def whole(self) -> jax.Array:
+        """Whether the mask's band hides none of its entries."""
+        plan, first = self.plan, self.first_key - self.first_query - self.plan.offset
+        inside = []
+        if plan.left is not None:
+            inside.append(first - (plan.block - 1) >= -plan.left)
+        if plan.right is not None:
+            inside.append(first + (plan.block - 1) <= plan.right)
+        return inside[0] if len(inside) == 1 else inside[0] & inside[1]
+
+    def run(self, is_visited: Any, compute: Callable[[bool], None]) -> None:
+        """compute(masked), where the tile is visited at all."""
+        if not self.plan.banded:
+            pl.when(is_visited)(lambda: compute(False))
+            return
+        whole = self.whole()
+        pl.when(is_visited & whole)(lambda: compute(False))
+        pl.when(is_visited & jnp.logical_not(whole))(lambda: compute(True))
+
+
+def forward(plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, given: Given) -> tuple[jax.Array, jax.Array]:
+    """(out `[B, T, N, H]`, lse `[B, N, T]`) of q `[B, T, N, H]`, k, v `[B, S, K, H]`."""
+    over = OfQueries(plan)
+
+    def body(q_ref, k_ref, v_ref, rows, columns, lines, out_ref, lse_ref, top, mass, total, down):
+        first_query, first_key, step, is_visited = over.place()
+        tile = Tile(plan, first_query, first_key, down, columns, lines)
+
+        @pl.when(step == 0)
+        def begin():
+            turn(rows, down)
+            top[...] = jnp.full(top.shape, FLOOR, jnp.float32)
+            mass[...] = jnp.zeros(mass.shape, jnp.float32)
+            total[...] = jnp.zeros(total.shape, jnp.float32)
+
+        def compute(masked):
+            before, highers, sums = top[...], [], []
+            out = jnp.zeros(total.shape, jnp.float32)
+            for head in range(plan.per):
+                s = tile.scores(head, product_of_rows(plan.only(head, q_ref[...]), k_ref[...]), masked)
+                own = before[:, head * plan.width : head * plan.width + 1]
+                highers.append(jnp.maximum(own, jnp.max(s, axis=1, keepdims=True)))
+                p = jnp.exp2(s - highers[-1])
+                sums.append(jnp.sum(p, axis=1, keepdims=True))
+                out = out + product(tile.dropped(head, p).astype(v_ref.dtype), plan.only(head, v_ref[...]))
+            higher = plan.side_by_side(highers)
+            shrink = jnp.exp2(before - higher)
+            top[...] = higher
+            mass[...] = mass[...] * shrink + plan.side_by_side(sums)
+            total[...] = total[...] * shrink + out
+
+        tile.run(is_visited, compute)
+
+        @pl.when(step == over.steps - 1)
+        def end():
+            weight = jnp.maximum(mass[...], 1e-30)  # of a row that saw nothing
+            out_ref[...] = (total[...] / weight).astype(out_ref.dtype)
+            lse = (top[...] + jnp.log2(weight)).T
+            for head in range(plan.per):
+                lse_ref[head : head + 1, :] = lse[head * plan.width : head * plan.width + 1]
+
+    rows, columns, lines = over.operands(given)
+    state = pltpu.VMEM((plan.block, plan.lanes), jnp.float32)
+    out, lse = mosaic_tpu.kernel(
+        body,
+        name="attention_forward",
+        grid=over.grid,
+        sequential=1,
+        inputs=[over.query_tile(), over.key_tile(), over.key_tile(), *over.specs(rows, columns, lines)],
+        outputs=[over.query_tile(), over.row_spec(plan.per)],
+        shapes=[
+            jax.ShapeDtypeStruct((plan.batch, plan.queries, plan.blocks * plan.lanes), q.dtype),
+            jax.ShapeDtypeStruct((plan.batch, plan.blocks, plan.per, plan.queries), jnp.float32),
+        ],
+        scratch=[state, state, state, over.down(rows)],
+        interpret=plan.interpret,
+    )(plan.packed(q), plan.packed(k), plan.packed(v), rows, columns, lines)
+    return plan.unpacked(out), plan.by_head(lse, 1)
+
+
+def backward_queries(
+    plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array, given: Given
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The gradients of q and of the lines, `[B, N, T + S − 1]`; the rows hold lse and delta too."""
+    over = OfQueries(plan)
+
+    def body(q_ref, k_ref, v_ref, gradient_ref, rows, columns, lines, dq_ref, d_lines, total, down):
+        first_query, first_key, step, is_visited = over.place()
+        tile = Tile(plan, first_query, first_key, down, columns, lines)
+
+        @pl.when(step == 0)
+        def begin():
+            turn(rows, down)
+            total[...] = jnp.zeros(total.shape, jnp.float32)
+
+        @pl.when((step == 0) & (first_query == 0))
+        def begin_lines():
+            for line in d_lines.values():
+                line[...] = jnp.zeros(line.shape, jnp.float32)
+
+        def compute(masked):
+            added = jnp.zeros(total.shape, jnp.float32)
+            for head in range(plan.per):
+                products = product_of_rows(plan.only(head, q_ref[...]), k_ref[...])
+                of_p = product_of_rows(plan.only(head, gradient_ref[...]), v_ref[...])
+                _, ds = tile.gradients(head, products, of_p, masked)
+                if "bias" in lines:
+                    tile.add_to_line(d_lines["bias"], head, ds)
+                if "factor" in lines:
+                    tile.add_to_line(d_lines["factor"], head, ds * products)
+                    ds = ds * tile.on_line("factor", head)
+                added = added + product(ds.astype(k_ref.dtype), plan.only(head, k_ref[...]))
+            total[...] += added
+
+        tile.run(is_visited, compute)
+
+        @pl.when(step == over.steps - 1)
+        def end():
+            dq_ref[...] = (total[...] * plan.slope).astype(dq_ref.dtype)
+
+    rows, columns, lines = over.operands(given)
+    length = plan.queries + plan.keys
+    line = pl.BlockSpec((None, None, plan.per, length), lambda b, c, i, t: (b, c, 0, 0))
+    of_lines = jax.ShapeDtypeStruct((plan.batch, plan.blocks, plan.per, length), jnp.float32)
+    tile = over.query_tile()
+    dq, d_lines = mosaic_tpu.kernel(
+        body,
+        name="attention_dq",
+        grid=over.grid,
+        sequential=2 if lines else 1,
+        inputs=[tile, over.key_tile(), over.key_tile(), tile, *over.specs(rows, columns, lines)],
+        outputs=[tile, dict.fromkeys(lines, line)],
+        shapes=[
+            jax.ShapeDtypeStruct((plan.batch, plan.queries, plan.blocks * plan.lanes), q.dtype),
+            dict.fromkeys(lines, of_lines),
+        ],
+        scratch=[pltpu.VMEM((plan.block, plan.lanes), jnp.float32), over.down(rows)],
+        interpret=plan.interpret,
+    )(plan.packed(q), plan.packed(k), plan.packed(v), plan.packed(gradient), rows, columns, lines)
+    slopes = {"bias": 1.0, "factor": plan.slope}
+    d_lines = {name: plan.by_head(x, 1)[..., 1:] * slopes[name] for name, x in d_lines.items()}
+    return plan.unpacked(dq), d_lines
+
+
+def backward_keys(
+    plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array, given: Given
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """The gradients of k and v, and, where the columns hold a bias, of that, `[B, N, S]`."""
+    over = OfKeys(plan)
+
+    def body(q_ref, k_ref, v_ref, gradient_ref, rows, columns, lines, dk_ref, dv_ref, d_columns, dk, dv, db, down):
+        first_query, first_key, (group, step), is_visited = over.place()
+        tile = Tile(plan, first_query, first_key, rows, down, lines, transposed=True)
+
+        @pl.when((group == 0) & (step == 0))
+        def begin():
+            dk[...] = jnp.zeros(dk.shape, jnp.float32)
+            dv[...] = jnp.zeros(dv.shape, jnp.float32)
+
+        @pl.when(step == 0)
+        def begin_head():
+            turn(columns, down)
+            for sums in db.values():
+                sums[...] = jnp.zeros(sums.shape, jnp.float32)
+
+        def compute(masked):
+            of_k, of_v = jnp.zeros(dk.shape, jnp.float32), jnp.zeros(dv.shape, jnp.float32)
+            for head in range(plan.per):
+                products = product_of_rows(plan.only(head, k_ref[...]), q_ref[...])
+                of_p = product_of_rows(plan.only(head, v_ref[...]), gradient_ref[...])
+                p, ds = tile.gradients(head, products, of_p, masked)
+                for sums in db.values():
+                    sums[head] += jnp.broadcast_to(jnp.sum(ds, axis=1, keepdims=True), sums.shape[1:])
+                if "factor" in lines:
+                    ds = ds * tile.on_line("factor", head)
+                kept = tile.dropped(head, p).astype(q_ref.dtype)
+                of_v = of_v + product(kept, plan.only(head, gradient_ref[...]))
+                of_k = of_k + product(ds.astype(q_ref.dtype), plan.only(head, q_ref[...]))
+            dk[...] += of_k
+            dv[...] += of_v
+
+        tile.run(is_visited, compute)
+
+        @pl.when(step == over.steps - 1)
+        def end_head():
+            for name, sums in db.items():
+                for head in range(plan.per):
+                    d_columns[name][head : head + 1, :] = sums[head].T[:1]
+
+        @pl.when((group == plan.group - 1) & (step == over.steps - 1))
+        def end():
+            dk_ref[...] = (dk[...] * plan.slope).astype(dk_ref.dtype)
+            dv_ref[...] = dv[...].astype(dv_ref.dtype)
+
+    rows, columns, lines = over.operands(given)
+    biased = [name for name in columns if name == "bias"]
+    state = pltpu.VMEM((plan.block, plan.lanes), jnp.float32)
+    sums = pltpu.VMEM((plan.per, plan.block, LANES), jnp.float32)
+    of_keys = jax.ShapeDtypeStruct((plan.batch, plan.keys, plan.kv_blocks * plan.lanes), k.dtype)
+    of_columns = jax.ShapeDtypeStruct((plan.batch, plan.blocks, plan.per, plan.keys), jnp.float32)
+    tile = over.key_tile()
+    dk, dv, d_columns = mosaic_tpu.kernel(
+        body,
+        name="attention_dkv",
+        grid=over.grid,
+        sequential=2,
+        inputs=[over.query_tile(), tile, tile, over.query_tile(), *over.specs(rows, columns, lines)],
+        outputs=[tile, tile, dict.fromkeys(biased, over.column_spec(plan.per))],
+        shapes=[of_keys, of_keys, dict.fromkeys(biased, of_columns)],
+        scratch=[state, state, dict.fromkeys(biased, sums), over.down(columns)],
+        interpret=plan.interpret,
+    )(plan.packed(q), plan.packed(k), plan.packed(v), plan.packed(gradient), rows, columns, lines)
+    d_columns = {name: plan.by_head(x, 1) for name, x in d_columns.items()}
+    return plan.unpacked(dk), plan.unpacked(dv), d_columns
+
+
+def turn(refs: Mapping[str, Any], down: Mapping[str, Any]) -> None:
+    """Fills `down` with the columns of the refs `[heads, block]`."""
+    for name, ref in refs.items():
+        for head in range(ref.shape[0]):
+            down[name][head] = turned(ref[head : head + 1, :])
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What both kinds of pass share: the operands beside q, k and v, as arrays and as blocks."""
+
+    plan: Plan
+
+    def operands(self, given: Given) -> tuple[dict, dict, dict]:
+        """(rows, columns, lines): vectors `[B, blocks or 1, heads of a block or 1, length]`, 32 bits wide."""
+
+        def vectors(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+            return {
+                name: self._signed(x)[:, None, None] if x.ndim == 2 else self.plan.by_group(self._signed(x), 1)
+                for name, x in arrays.items()
+            }
+
+        return vectors(given.rows), vectors(given.columns), self.plan.lines(given)
+
+    def _signed(self, x: jax.Array) -> jax.Array:
+        return lax.bitcast_convert_type(x, jnp.int32) if x.dtype == jnp.uint32 else x
+
+    def specs(self, rows: dict, columns: dict, lines: dict) -> list[dict]:
+        whole = (None, self.plan.per, self.plan.queries + self.plan.keys)
+        return [
+            {name: self.row_spec(x.shape[2], shared=x.shape[1] == 1) for name, x in rows.items()},
+            {name: self.column_spec(x.shape[2], shared=x.shape[1] == 1) for name, x in columns.items()},
+            dict.fromkeys(lines, pl.BlockSpec(whole, lambda *place: (self.at(*place)[1], 0, 0))),
+        ]
+
+    def down(self, vectors: dict) -> dict:
+        """Scratch for `turned` vectors."""
+        block = (self.plan.block, LANES)
+        return {name: pltpu.VMEM((x.shape[2], *block), x.dtype) for name, x in vectors.items()}
+
+    def query_tile(self) -> pl.BlockSpec:
+        def where(*place):
+            b, c, i, _ = self.at(*place)
+            return b, i, c
+
+        return pl.BlockSpec((None, self.plan.block, self.plan.lanes), where)
+
+    def key_tile(self) -> pl.BlockSpec:
+        def where(*place):
+            b, c, _, j = self.at(*place)
+            return b, j, c if self.plan.group == 1 else lax.rem(c, self.plan.kv_blocks)
+
+        return pl.BlockSpec((None, self.plan.block, self.plan.lanes), where)
+
+    def row_spec(self, heads: int, shared: bool = False) -> pl.BlockSpec:
+        def where(*place):
+            b, c, i, _ = self.at(*place)
+            return b, 0 if shared else c, 0, i
+
+        return pl.BlockSpec((None, None, heads, self.plan.block), where)
+
+    def column_spec(self, heads: int, shared: bool = False) -> pl.BlockSpec:
+        def where(*place):
+            b, c, _, j = self.at(*place)
+            return b, 0 if shared else c, 0, j
+
+        return pl.BlockSpec((None, None, heads, self.plan.block), where)
+
+    def at(self, *place: Any) -> tuple[Any, Any, Any, Any]:
+        """(batch, block of query heads, tile of queries, tile of keys) at a grid index."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class OfQueries(Passes):
+    """Grid (batch, block of heads, tile of queries, step over the tiles of keys that they may see)."""
+
+    @property
+    def steps(self) -> int:
+        plan = self.plan
+        return max(plan.keys_of(first, plan.block, plan.block)[1] for first in range(0, plan.queries, plan.block))
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return self.plan.batch, self.plan.blocks, self.plan.queries // self.plan.block, self.steps
+
+    def at(self, b, c, i, step):
+        low, count = self.plan.keys_of(i * self.plan.block, self.plan.block, self.plan.block)
+        return b, c, i, low + lax.min(step, count - 1)
+
+    def place(self) -> tuple[Any, Any, Any, Any]:
+        """(first query, first key, step, whether there is a tile at this step)."""
+        block, step = self.plan.block, pl.program_id(3)
+        first = pl.program_id(2) * block
+        low, count = self.plan.keys_of(first, block, block)
+        return first, (low + step) * block, step, step < count
+
+
+@dataclass(frozen=True)
+class OfKeys(Passes):
+    """Grid (batch, block of key heads, tile of keys, place in the group, step over the tiles of queries that may see them)."""
+
+    @property
+    def steps(self) -> int:
+        plan = self.plan
+        return max(plan.queries_of(first, plan.block, plan.block)[1] for first in range(0, plan.keys, plan.block))
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        plan = self.plan
+        return plan.batch, plan.kv_blocks, plan.keys // plan.block, plan.group, self.steps
+
+    def at(self, b, c, j, g, step):
+        low, count = self.plan.queries_of(j * self.plan.block, self.plan.block, self.plan.block)
+        return b, g * self.plan.kv_blocks + c, low + lax.min(step, count - 1), j
+
+    def place(self) -> tuple[Any, Any, tuple[Any, Any], Any]:
+        """(first query, first key, (place in the group, step), whether there is a tile at this step)."""
+        block, step = self.plan.block, pl.program_id(4)
+        first = pl.program_id(2) * block
+        low, count = self.plan.queries_of(first, block, block)
+        return (low + step) * block, first, (pl.program_id(3), step), step < count
