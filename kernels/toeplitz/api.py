@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kernels.attention.api import platform_of
 from kernels.toeplitz import reference, xla
 from kernels.toeplitz.validate import check_arrays
 
@@ -52,14 +52,14 @@ def toeplitz_matmul(
     """
     check_arrays(t, x, causal)
     if implementation is None:
-        implementation = best(x.shape[1], x.dtype)
+        implementation = best(platform_of(x), x.shape[1], x.dtype)
         _log.debug("toeplitz_matmul: %s for x %s", implementation, x.shape)
     return _named(implementation)(t, x, causal=causal)
 
 
-def best(length: int, dtype: jnp.dtype) -> Implementation:
-    """What `implementation=None` takes, for the devices that JAX would use."""
-    if jax.default_backend() != "tpu":
+def best(platform: str, length: int, dtype: jnp.dtype) -> Implementation:
+    """What `implementation=None` takes."""
+    if platform != "tpu":
         return "xla"
     from kernels.toeplitz import pallas_tpu
 

@@ -23,9 +23,12 @@ from jaxtyping import Array, Float
 
 from kernels import mosaic_tpu
 
+LONGEST = 8192  # beyond, the skewed table leaves no room on the chip
+
 _BLOCK = 128
 _WIDEST = 4  # blocks of tokens in one product
 _ROWS = 128
+_SUBLANES = 16  # of a tile of bfloat16; float32 has 8
 _BUDGET = 10 * 2**20  # bytes of the skewed table and what stands beside it; the smallest chip has 16 MiB
 
 
@@ -59,6 +62,12 @@ class Plan:
         return range(least, self.wide if self.reach == "future" else self.blocks)
 
     @property
+    def steps(self) -> int:
+        """Products of a block of tokens with as many blocks of the table as a chunk has, for a block of rows."""
+        all_chunks = self.chunks * self.blocks
+        return all_chunks if self.reach == "all" else (all_chunks + self.blocks) // 2
+
+    @property
     def line(self) -> int:
         """Entries of the table as a line: those of all its blocks, and 128 before them that the first ones reach back to."""
         return _BLOCK * (len(self.lags) + 1)
@@ -79,9 +88,6 @@ class Plan:
     @property
     def precision(self) -> jax.lax.Precision | None:
         return None if self.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
-
-
-_SUBLANES = 16  # of a tile of bfloat16; float32 has 8
 
 
 def convolve(plan: Plan, x: Float[Array, "N W T"], h: Float[Array, "N _"]) -> Float[Array, "N W T"]:

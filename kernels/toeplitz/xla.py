@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from kernels.attention.reference import accumulator
 from kernels.sharded import by_batch_and_heads
-from kernels.toeplitz.lags import by_look_back
+from kernels.toeplitz.lags import by_look_back, from_circle, on_circle
 
 # Axes, as `sharded` names them.
 X, H = "b t n c", "n r"
@@ -38,8 +38,7 @@ def toeplitz_matmul(t: Float[Array, "N R"], x: Float[Array, "B T N C"], *, causa
 
 @jax.custom_vjp
 def _core(x: Array, h: Array) -> Array:
-    tpu = functools.partial(_product, power_of_two)
-    return jax.lax.platform_dependent(x, h, tpu=tpu, default=_divided_product)[0]
+    return _divided_product(x, h)[0]
 
 
 def _forward(x: Array, h: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -47,8 +46,7 @@ def _forward(x: Array, h: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    tpu = functools.partial(_gradients, power_of_two)
-    return jax.lax.platform_dependent(*saved, dy, tpu=tpu, default=_divided_gradients)
+    return _divided_gradients(*saved, dy)
 
 
 _core.defvjp(_forward, _backward)
@@ -77,9 +75,15 @@ def _gradients(size_of: Callable[[int], int], x: Array, h: Array, dy: Array) -> 
     return dx.astype(x.dtype), dh.astype(h.dtype)
 
 
-# XLA by itself gathers batch and heads for a transform.
-_divided_product = by_batch_and_heads(functools.partial(_product, smooth_size), (X, H), (X,))
-_divided_gradients = by_batch_and_heads(functools.partial(_gradients, smooth_size), (X, H, X), (X, H))
+def _at_a_fast_size(function: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
+    return lambda *arrays: jax.lax.platform_dependent(
+        *arrays, tpu=functools.partial(function, power_of_two), default=functools.partial(function, smooth_size)
+    )
+
+
+# XLA by itself would gather batch and heads for a transform.
+_divided_product = by_batch_and_heads(_at_a_fast_size(_product), (X, H), (X,))
+_divided_gradients = by_batch_and_heads(_at_a_fast_size(_gradients), (X, H, X), (X, H))
 
 
 class _Transform:
@@ -97,13 +101,10 @@ class _Transform:
 
     def of_table(self, h: Array) -> Array:
         """`[N, 2T − 1]` → its spectrum `[1, N, 1, F]`."""
-        past, future = h[:, self.length - 1 :], h[:, : self.length - 1]
-        gap = jnp.zeros((h.shape[0], self.size - h.shape[1]), h.dtype)
-        return self.transform(jnp.concatenate([past, gap, future], axis=1).astype(self.dtype))[None, :, None]
+        return self.transform(on_circle(h.astype(self.dtype), self.size))[None, :, None]
 
     def back(self, spectrum: Array) -> Array:
         return jnp.moveaxis(self.inverse(spectrum)[..., : self.length], 3, 1)
 
     def table_back(self, spectrum: Array) -> Array:
-        circle = self.inverse(spectrum)
-        return jnp.concatenate([circle[:, self.size - self.length + 1 :], circle[:, : self.length]], axis=1)
+        return from_circle(self.inverse(spectrum), self.length)
