@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels.attention import AttentionMask, Positions, Term
-from kernels.attention.api import check_call, dropout_words
+from kernels.attention.api import check_call, dropout_words, platform_of
 from kernels.attention.positions import Placement
 from kernels.attention.reference import accumulator
 from kernels.attention.validate import check_arrays
@@ -16,6 +17,9 @@ from kernels.path import reference, xla
 from kernels.path.validate import check_additive, check_backwards, check_path
 
 Implementation = Literal["reference", "xla", "pallas_tpu", "pallas_gpu"]
+
+_FEW_QUERIES = 64  # half a piece of the fused kernels
+_log = logging.getLogger(__name__)
 
 
 def path_attention(
@@ -54,7 +58,8 @@ def path_attention(
       scale: a number or a scalar array; None = 1/√H.
       positions: as in `attention`, for the mask and the terms; a path goes by the order of the arrays.
       dropout: (rate, key), with the bits of `attention`.
-      implementation: "reference", "xla" or "pallas_tpu"; a named one runs or raises, None = "xla".
+      implementation: "reference", "xla" or "pallas_tpu"; a named one runs or raises, None takes "pallas_tpu" on TPUs where it
+        computes this call and has queries enough for its tiles, else "xla".
 
     Returns:
       `[B, T, N, Hv]` in the dtype of q.
@@ -67,7 +72,10 @@ def path_attention(
     """
     check_arrays(q, k, v)
     placement, path = _check(q, k, v.shape[3], w, beta, log_forget, terms, mask, scale, positions)
-    return _named(implementation or "xla")(
+    if implementation is None:
+        implementation = _best(q, k, v, terms, mask, dropout)
+        _log.debug("path_attention: %s for q %s, k %s", implementation, q.shape, k.shape)
+    return _named(implementation)(
         q,
         k,
         v,
@@ -144,6 +152,14 @@ def _check(q, k, value_width, w, beta, log_forget, terms, mask, scale, positions
     return placement, (w.astype(wide), beta, *(forget or [None]))
 
 
+def _best(q, k, v, terms: tuple[Term, ...], mask: AttentionMask, dropout) -> Implementation:
+    if platform_of(q) != "tpu" or q.shape[1] < _FEW_QUERIES:
+        return "xla"
+    from kernels.path import pallas_tpu
+
+    return "xla" if pallas_tpu.refusals(q, k, v, terms, mask, dropout) else "pallas_tpu"
+
+
 def _named(name: str):
     match name:
         case "reference":
@@ -151,7 +167,7 @@ def _named(name: str):
         case "xla":
             return xla.path_attention
         case "pallas_tpu":
-            from kernels.path import pallas_tpu  # Mosaic takes a moment to import
+            from kernels.path import pallas_tpu  # Pallas takes a while to import
 
             return pallas_tpu.path_attention
     reason = "this version has no such kernel" if name == "pallas_gpu" else "there is no such implementation"

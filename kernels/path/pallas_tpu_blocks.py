@@ -7,6 +7,7 @@ product with I − Wᵀ U, which is as wide as a head.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from kernels.mosaic_tpu import kernel
-from kernels.path.pallas_tpu_plan import Plan, below, identity, product, rows, tokens, values
+from kernels.path.pallas_tpu_plan import Digits, Plan, below, identity, over_devices, product, rows, tokens
 
 Arrays = dict[str, jax.Array]
+
+_ROWS = 8  # of a register
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -34,105 +37,153 @@ def reflected(plan: Plan, given: Arrays) -> Arrays:
     Returns:
       "u" and "end" `[B, K, S, H]`, "m" `[B, K, S, c]`, "p" `[B, K, S / C · H, H]`.
     """
-    return _reflected(plan, given)
+    return _solving(plan, given)[0]
 
 
-def _reflected(plan: Plan, given: Arrays) -> Arrays:
+def _solving(plan: Plan, given: Arrays) -> tuple[Arrays, Any]:
     def body(given, made):
-        for name, x in _block_of_keys(plan, values(given)).items():
-            made[name][...] = x
+        pieces = [{name: ref[rows(plan, n)] for name, ref in given.items()} for n in range(plan.pieces)]
+        solved = inverses([_strictly_lower(plan, piece) for piece in pieces], plan.fine)
+        pieces = [piece | _reflections(plan, piece, x) | {"solved": x} for piece, x in zip(pieces, solved, strict=True)]
+        for number, piece in enumerate(pieces):
+            for name in ("solved", "u", "m"):
+                made[name][rows(plan, number)] = piece[name]
+        made["end"][...], made["p"][...] = _join(plan, pieces)
 
-    return _over_blocks(plan, body, "path_keys", (given,), _made_of(plan, given["k"].shape))
-
-
-def _reflected_forward(plan: Plan, given: Arrays):
-    return reflected(plan, given), given
-
-
-def _reflected_backward(plan: Plan, given: Arrays, d: Arrays):
-    def body(given, d, gradients):
-        _, pull = jax.vjp(functools.partial(_block_of_keys, plan), values(given))
-        for name, x in pull(values(d))[0].items():
-            gradients[name][...] = x
-
-    shapes = {name: x.shape for name, x in given.items()}
-    return (_over_blocks(plan, body, "path_keys_backward", (given, d), shapes),)
+    length, width = given["k"].shape[2:]
+    shapes = {"u": (length, width), "m": (length, plan.piece), "solved": (length, plan.piece), "end": (length, width)}
+    shapes["p"] = (length // plan.block * width, width)
+    made = _over_blocks(plan, body, "path_keys", (given,), shapes)
+    solved = made.pop("solved")
+    return made, (given, {"u": made["u"], "m": made["m"], "solved": solved})
 
 
-reflected.defvjp(_reflected_forward, _reflected_backward)
+def _backward(plan: Plan, saved: Any, d: Arrays):
+    def body(given, found, d, gradients):
+        every = [{name: ref[rows(plan, n)] for name, ref in {**given, **found}.items()} for n in range(plan.pieces)]
+        kept = [{name: piece[name] for name in ("k", "w", "u", "m")} for piece in every]
+        _, pull = jax.vjp(functools.partial(_join, plan), kept)
+        (to_kept,) = pull((d["end"][...], d["p"][...]))
+        for number, (piece, to) in enumerate(zip(every, to_kept, strict=True)):
+            here = rows(plan, number)
+
+            def solved_again(given, known=piece["solved"]):
+                found = _reflections(plan, given, _as_inverse(_strictly_lower(plan, given), known, plan.fine))
+                return found["u"], found["m"]
+
+            _, pull = jax.vjp(solved_again, {name: piece[name] for name in given})
+            (to_given,) = pull(tuple(to[name] + d[name][here] for name in ("u", "m")))
+            for name, x in to_given.items():
+                gradients[name][here] = x + to[name] if name in to else x
+
+    given, found = saved
+    shapes = {name: x.shape[2:] for name, x in given.items()}
+    return (_over_blocks(plan, body, "path_keys_backward", (given, found, d), shapes),)
 
 
-def _made_of(plan: Plan, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    *outer, length, width = shape
-    each = {"u": (length, width), "m": (length, plan.piece), "end": (length, width)}
-    each["p"] = (length // plan.block * width, width)
-    return {name: (*outer, *inner) for name, inner in each.items()}
+reflected.defvjp(_solving, _backward)
 
 
-def _over_blocks(plan: Plan, body, name: str, given: tuple[Arrays, ...], shapes: dict[str, tuple[int, ...]]) -> Arrays:
-    """`body(*given, made)` for every batch row, key head and block."""
-    batch, heads, length, _ = given[0]["k"].shape
-    blocks = length // plan.block
+def _over_blocks(plan: Plan, body, name: str, given: tuple[Arrays, ...], shapes: dict[str, tuple[int, int]]) -> Arrays:
+    """`body(*given, made)` for every batch row, key head and block; shapes: axes 2 and 3 of the results."""
+    heads = given[0]["k"].shape[1]
 
-    def spec(shape: tuple[int, ...]) -> pl.BlockSpec:
-        return tokens(shape[2] // blocks, shape[3], lambda b, k, i: (b, k, i))
+    def run(*given):
+        *outer, length, _ = given[0]["k"].shape
+        blocks = length // plan.block
 
-    call = kernel(
-        body,
-        name=name,
-        grid=(batch, heads, blocks),
-        sequential=0,
-        inputs=jax.tree.map(lambda x: spec(x.shape), list(given)),
-        outputs=[{name: spec(shape) for name, shape in shapes.items()}],
-        shapes=[{name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}],
-        interpret=plan.interpret,
-    )
-    return call(*given)[0]
+        def spec(x: Any) -> pl.BlockSpec:
+            return tokens(x.shape[2] // blocks, x.shape[3], lambda b, k, i: (b, k, i))
+
+        made = {name: jax.ShapeDtypeStruct((*outer, *inner), jnp.float32) for name, inner in shapes.items()}
+        call = kernel(
+            body,
+            name=name,
+            grid=(*outer, blocks),
+            sequential=0,
+            inputs=jax.tree.map(spec, list(given)),
+            outputs=[jax.tree.map(spec, made)],
+            shapes=[made],
+            interpret=plan.interpret,
+        )
+        return call(*given)[0]
+
+    return over_devices(run, heads, heads)(*given)
 
 
-def _block_of_keys(plan: Plan, given: Arrays) -> Arrays:
-    """`reflected` for one block: "k" and "w" `[C, H]`, "beta" `[C, 1]`."""
-    pieces = []
-    for number in range(plan.pieces):
-        k, w, beta = (given[name][rows(plan, number)] for name in ("k", "w", "beta"))
-        solved = inverse(beta * below(product(w, w, "nt")))
-        u = product(solved, beta * w, "nn")
-        m = product(solved, beta * below(product(w, k, "nt")), "nn")
-        pieces.append({"k": k, "w": w, "u": u, "m": m})
-    passed, ends = identity(given["w"].shape[1]), []
+def _strictly_lower(plan: Plan, given: Arrays) -> jax.Array:
+    """tril(β W Wᵀ, −1) of one piece."""
+    return given["beta"] * below(product(given["w"], given["w"], "nt", plan.fine))
+
+
+def _reflections(plan: Plan, given: Arrays, solved: jax.Array) -> Arrays:
+    """ "u" and "m" of one piece, whose (I + A)⁻¹ is `solved`."""
+    k, w, beta = (given[name] for name in ("k", "w", "beta"))
+    u = product(solved, beta * w, "nn", plan.fine)
+    m = product(solved, beta * below(product(w, k, "nt", plan.fine)), "nn", plan.fine)
+    return {"u": u, "m": m}
+
+
+def _join(plan: Plan, pieces: list[Arrays]) -> tuple[jax.Array, jax.Array]:
+    """The keys of several pieces at the end of the last, and H of all their tokens."""
+    passed, ends = identity(pieces[0]["w"].shape[1]), []
     for piece in reversed(pieces):
-        end, p = at_end(piece)
-        ends.append(product(end, passed, "nt"))
-        passed = product(passed, p, "nn")
-    u, m = (jnp.concatenate([piece[name] for piece in pieces]) for name in ("u", "m"))
-    return {"u": u, "m": m, "end": jnp.concatenate(ends[::-1]), "p": passed}
+        end, p = at_end(plan, piece)
+        ends.append(product(end, passed, "nt", plan.fine))
+        passed = product(passed, p, "nn", plan.fine)
+    return jnp.concatenate(ends[::-1]), passed
 
 
-def at_end(piece: Arrays) -> tuple[jax.Array, jax.Array]:
+def at_end(plan: Plan, piece: Arrays) -> tuple[jax.Array, jax.Array]:
     """The keys of a piece at its end, and H_c … H_1."""
-    w = piece["w"]
-    return piece["k"] - product(piece["m"], w, "tn"), identity(w.shape[1]) - product(w, piece["u"], "tn")
+    k, w, u, m = (piece[name] for name in ("k", "w", "u", "m"))
+    return k - product(m, w, "tn", plan.fine), identity(w.shape[1]) - product(w, u, "tn", plan.fine)
 
 
-@jax.custom_vjp
-def inverse(strictly_lower: jax.Array) -> jax.Array:
-    """(I + A)⁻¹ of a strictly lower triangular A `[c, c]`, c a power of two.
+def inverses(strictly_lower: list[jax.Array], digits: Digits) -> list[jax.Array]:
+    """(I + A)⁻¹ of strictly lower triangular A `[c, c]`, c a power of two; several at a time, since each is a chain of products.
 
     [[L, 0], [M, N]]⁻¹ = [[L⁻¹, 0], [−N⁻¹ M L⁻¹, N⁻¹]], for all pairs of blocks of one size at once: with D what stands on the
     diagonal, D − D M D. Exact steps of whole matrices; powers of A, which a Neumann series needs, overflow where the w are alike.
     """
-    size = strictly_lower.shape[0]
+    size = strictly_lower[0].shape[0]
     row, column = (lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1))
-    solved = identity(size)
-    for level in range(size.bit_length() - 1):
+    smallest = min(size, _ROWS)
+    solved = [_diagonal_inverses(a, smallest) for a in strictly_lower]
+    for level in range(smallest.bit_length() - 1, size.bit_length() - 1):
         # Two places first differ in this bit: one in the upper, one in the lower half of a pair.
-        joins = jnp.where(jnp.right_shift(row ^ column, level) == 1, strictly_lower, 0)
-        solved = solved - (joins if level == 0 else product(solved, product(joins, solved, "nn"), "nn"))
+        joins = jnp.right_shift(row ^ column, level) == 1
+        right = [product(jnp.where(joins, a, 0), d, "nn", digits) for a, d in zip(strictly_lower, solved, strict=True)]
+        solved = [d - product(d, x, "nn", digits) for d, x in zip(solved, right, strict=True)]
     return solved
 
 
-def _inverse_backward(solved: jax.Array, d: jax.Array) -> tuple[jax.Array]:
-    return (-product(solved, product(d, solved, "nt"), "tn"),)
+def _diagonal_inverses(a: jax.Array, size: int) -> jax.Array:
+    """The inverse of each block of `size` rows on the diagonal, zeros beside them: row by row, all blocks at once.
+
+    Side by side the blocks are one row of registers; a look-up along its lanes spreads a column of each block over the block.
+    """
+    lane = lax.broadcasted_iota(jnp.int32, (size, a.shape[1]), 1)
+    row = lax.broadcasted_iota(jnp.int32, lane.shape, 0)
+    block, first = jnp.right_shift(lane, size.bit_length() - 1), lane & -size
+    zero = jnp.zeros(lane.shape, a.dtype)
+    count = a.shape[0] // size
+    beside = sum((jnp.where(block == n, a[n * size : (n + 1) * size], zero) for n in range(count)), zero)
+    solved = jnp.where(lane - first == row, 1.0, zero)
+    for n in range(size - 1):
+        column = jnp.take_along_axis(beside, first + n, axis=1)
+        solved = solved - column * solved[n : n + 1]
+    return jnp.concatenate([jnp.where(block == n, solved, zero) for n in range(count)])
 
 
-inverse.defvjp(lambda strictly_lower: (inverse(strictly_lower),) * 2, _inverse_backward)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _as_inverse(strictly_lower: jax.Array, known: jax.Array, digits: Digits) -> jax.Array:
+    """(I + A)⁻¹, which is `known`: for its gradient."""
+    return known
+
+
+def _as_inverse_backward(digits: Digits, solved: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return -product(solved, product(d, solved, "nt", digits), "tn", digits), jnp.zeros_like(solved)
+
+
+_as_inverse.defvjp(lambda a, known, digits: (known, known), _as_inverse_backward)

@@ -24,7 +24,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.mosaic_tpu import kernel
-from kernels.path.pallas_tpu_plan import EMPTY, FLOOR, Plan, identity, line, masked, product, tokens, values
+from kernels.path.pallas_tpu_plan import (
+    EMPTY,
+    FLOOR,
+    Plan,
+    identity,
+    line,
+    masked,
+    over_devices,
+    product,
+    tokens,
+    values,
+)
 
 Arrays = dict[str, jax.Array]
 
@@ -42,7 +53,7 @@ def far(plan: Plan, given: Arrays, fixed: dict[str, Arrays]) -> tuple[jax.Array,
     Returns:
       (output `[B, N, T, W]`, log Σ exp `[B, N, T]`) of these keys alone, float32.
     """
-    return _forward(plan, given, fixed)
+    return _divided(plan, _forward, given, fixed)
 
 
 def _saving(plan: Plan, given: Arrays, fixed: dict[str, Arrays]):
@@ -57,11 +68,17 @@ def _backward(plan: Plan, saved: Any, d: tuple[jax.Array, jax.Array]):
     lse = jnp.where(lse == EMPTY, -EMPTY, lse)
     rows = {"lse": lse, "delta": jnp.sum(d_out * out, axis=-1) - d_lse}
     given = given | {"d_out": d_out.astype(plan.dtype)}
-    d_q = _to_queries(plan, given, fixed, rows)
-    return {"q": d_q.astype(plan.dtype), **_to_keys(plan, given, fixed, rows)}, None
+    d_q = _divided(plan, _to_queries, given, fixed, rows)
+    return {"q": d_q.astype(plan.dtype), **_divided(plan, _to_keys, given, fixed, rows)}, None
 
 
 far.defvjp(_saving, _backward)
+
+
+def _divided(plan: Plan, function, given: Arrays, *others: Any) -> Any:
+    """function(plan, given, *others), over devices."""
+    here = functools.partial(function, plan)
+    return over_devices(here, given["q"].shape[1], given["k"].shape[1])(given, *others)
 
 
 def _forward(plan: Plan, given: Arrays, fixed: dict[str, Arrays]) -> tuple[jax.Array, jax.Array]:
@@ -80,9 +97,9 @@ def _forward(plan: Plan, given: Arrays, fixed: dict[str, Arrays]) -> tuple[jax.A
             new = jnp.maximum(top[...], jnp.max(scores, axis=1, keepdims=True))
             weights, less = jnp.exp(scores - new), jnp.exp(top[...] - new)
             total[...] = total[...] * less + jnp.sum(weights, axis=1, keepdims=True)
-            sums[...] = sums[...] * less + product(weights, given["v"][...], "nn", plan.dtype)
+            sums[...] = sums[...] * less + product(weights, given["v"][...], "nn", plan.digits)
             top[...] = new
-            carried[...] = product(carried[...], given["p"][...], "nn")
+            carried[...] = product(carried[...], given["p"][...], "nn", 24)
 
         @pl.when(step == plan.reach - 1)
         def _():
@@ -116,13 +133,13 @@ def _to_queries(plan: Plan, given: Arrays, fixed: dict[str, Arrays], rows: Array
 
         @pl.when(_met(plan, pl.program_id(2), step))
         def _():
-            k = product(given["k"][...], carried[...], "nt")
-            scores = product(given["q"][...], k, "nt", plan.dtype)
+            k = product(given["k"][...], carried[...], "nt", plan.fine)
+            scores = product(given["q"][...], k, "nt", plan.digits)
             scores = _masked(plan, scores, values(queries), values(keys), step)
-            d_weights = product(given["d_out"][...], given["v"][...], "nt", plan.dtype)
+            d_weights = product(given["d_out"][...], given["v"][...], "nt", plan.digits)
             d_scores = jnp.exp(scores - rows["lse"][...]) * (d_weights - rows["delta"][...])
-            d_q[...] += product(d_scores, k, "nn", plan.dtype)
-            carried[...] = product(carried[...], given["p"][...], "nn")
+            d_q[...] += product(d_scores, k, "nn", plan.digits)
+            carried[...] = product(carried[...], given["p"][...], "nn", 24)
 
     shape = jax.ShapeDtypeStruct(given["q"].shape, jnp.float32)
     return _right_to_left(plan, body, "path_far_to_queries", given, fixed, rows, [shape], [])[0]
@@ -133,8 +150,8 @@ def _met(plan: Plan, tile: jax.Array, step: jax.Array) -> jax.Array:
 
 
 def _scores(plan: Plan, given, queries: Arrays, keys: Arrays, carried: jax.Array, step: jax.Array) -> jax.Array:
-    k = product(given["k"][...], carried, "nt")
-    return _masked(plan, product(given["q"][...], k, "nt", plan.dtype), queries, keys, step)
+    k = product(given["k"][...], carried, "nt", plan.fine)
+    return _masked(plan, product(given["q"][...], k, "nt", plan.digits), queries, keys, step)
 
 
 def _masked(plan: Plan, scores: jax.Array, queries: Arrays, keys: Arrays, step: jax.Array, axis: int = 0) -> jax.Array:
@@ -223,32 +240,32 @@ def _to_keys(plan: Plan, given: Arrays, fixed: dict[str, Arrays], rows: Arrays) 
 
         @pl.when((tile >= 0) & (block < pl.num_programs(2)))
         def _():
-            k = product(given["k"][...], carried[...], "nt")
-            scores = product(k, given["q"][...], "nt", plan.dtype)
+            k = product(given["k"][...], carried[...], "nt", plan.fine)
+            scores = product(k, given["q"][...], "nt", plan.digits)
             scores = _masked(plan, scores, values(queries), values(keys), step, axis=1)
             weights = jnp.exp(scores - rows["lse"][...])
-            made["v"][...] += product(weights, given["d_out"][...], "nn", plan.dtype)
-            d_weights = product(given["v"][...], given["d_out"][...], "nt", plan.dtype)
+            made["v"][...] += product(weights, given["d_out"][...], "nn", plan.digits)
+            d_weights = product(given["v"][...], given["d_out"][...], "nt", plan.digits)
             d_scores = weights * (d_weights - rows["delta"][...])
             if biased:
                 made["bias"][...] += jnp.sum(d_scores, axis=1, keepdims=True)
-            d_k = product(d_scores, given["q"][...], "nn", plan.dtype)
-            made["k"][...] += product(d_k, carried[...], "nn")
-            d_carried = product(d_k, given["k"][...], "tn")
+            d_k = product(d_scores, given["q"][...], "nn", plan.digits)
+            made["k"][...] += product(d_k, carried[...], "nn", plan.fine)
+            d_carried = product(d_k, given["k"][...], "tn", plan.fine)
 
             @pl.when(g == 0)
             def _():
                 # Nothing before the farthest key block that this tile sees.
                 nothing = (j == 0) | (step == plan.reach - 1)
                 before = jnp.where(nothing, 0, sums[tile])
-                made["p"][...] += product(carried[...], before, "tn")
-                sums[tile] = product(before, given["p"][...], "nt") + d_carried
+                made["p"][...] += product(carried[...], before, "tn", plan.fine)
+                sums[tile] = product(before, given["p"][...], "nt", 24) + d_carried
 
             @pl.when(g > 0)
             def _():
                 sums[tile] += d_carried
 
-        carried[...] = product(given["next_p"][...], carried[...], "nn")
+        carried[...] = product(given["next_p"][...], carried[...], "nn", 24)
 
     return _left_to_right(plan, body, given, fixed, rows)
 

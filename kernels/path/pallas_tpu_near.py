@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 
 from kernels.mosaic_tpu import kernel
 from kernels.path.pallas_tpu_blocks import at_end
-from kernels.path.pallas_tpu_plan import EMPTY, FLOOR, Plan, below, line, masked, product, rows, tokens
+from kernels.path.pallas_tpu_plan import EMPTY, FLOOR, Plan, below, line, masked, over_devices, product, rows, tokens
 
 Arrays = dict[str, jax.Array]
 
@@ -34,12 +34,12 @@ def near(plan: Plan, of_heads: Arrays, of_keys: Arrays, fixed: dict[str, Arrays]
       (q at the start of the block `[B, N, T, H]` in the dtype of the call; output `[B, N, T, W]` and log Σ exp `[B, N, T]`
       of these keys alone, float32).
     """
-    return _near(plan, of_heads, of_keys, fixed)
+    return _divided(plan, _near, of_heads, of_keys, fixed)
 
 
 def _near(plan: Plan, of_heads: Arrays, of_keys: Arrays, fixed: dict[str, Arrays]) -> tuple[jax.Array, ...]:
     def body(of_heads, of_keys, fixed, *made):
-        ends = [at_end(_own(plan, of_keys, number)) for number in range(plan.pieces - 1)]
+        ends = [at_end(plan, _own(plan, of_keys, number)) for number in range(plan.pieces - 1)]
         for number in range(plan.pieces):
             found = _attend(plan, number, fixed, _given(plan, number, of_heads, of_keys, ends))
             for ref, x in zip(made, found, strict=True):
@@ -57,8 +57,10 @@ def _near_forward(plan: Plan, of_heads: Arrays, of_keys: Arrays, fixed: dict[str
 
 
 def _near_backward(plan: Plan, saved: Any, d: tuple[jax.Array, ...]):
-    of_heads, of_keys, fixed = saved
+    return *_divided(plan, _gradients, *saved, d), None
 
+
+def _gradients(plan: Plan, of_heads: Arrays, of_keys: Arrays, fixed: dict[str, Arrays], d: tuple) -> tuple:
     def body(of_heads, of_keys, fixed, d, d_heads, d_keys):
         # The query heads that share keys come one after the other.
         @pl.when(pl.program_id(3) == 0)
@@ -69,7 +71,7 @@ def _near_backward(plan: Plan, saved: Any, d: tuple[jax.Array, ...]):
         if "bias" in d_heads:
             d_heads["bias"][...] = jnp.zeros_like(d_heads["bias"])
         before = [_own(plan, of_keys, number) for number in range(plan.pieces - 1)]
-        ends, pull_ends = jax.vjp(lambda pieces: [at_end(piece) for piece in pieces], before)
+        ends, pull_ends = jax.vjp(lambda pieces: [at_end(plan, piece) for piece in pieces], before)
         d_ends = jax.tree.map(jnp.zeros_like, ends)
         for number in range(plan.pieces):
             here, seen = rows(plan, number), slice((number + 1) * plan.piece)
@@ -93,10 +95,16 @@ def _near_backward(plan: Plan, saved: Any, d: tuple[jax.Array, ...]):
     given = [*given, [d_start, d_out, d_lse[..., None]]]
     d_heads, d_keys = _over_heads(plan, body, "path_near_backward", given, shapes)
     d_heads = {name: x.reshape(of_heads[name].shape) for name, x in d_heads.items()}
-    return d_heads, {name: x.astype(of_keys[name].dtype) for name, x in d_keys.items()}, None
+    return d_heads, {name: x.astype(of_keys[name].dtype) for name, x in d_keys.items()}
 
 
 near.defvjp(_near_forward, _near_backward)
+
+
+def _divided(plan: Plan, function, of_heads: Arrays, of_keys: Arrays, *others: Any) -> Any:
+    """function(plan, of_heads, of_keys, *others), over devices."""
+    here = functools.partial(function, plan)
+    return over_devices(here, of_heads["q"].shape[1], of_keys["k"].shape[1])(of_heads, of_keys, *others)
 
 
 def _own(plan: Plan, of_keys: dict, number: int) -> Arrays:
@@ -115,12 +123,12 @@ def _given(plan: Plan, number: int, of_heads: dict, of_keys: dict, ends: list) -
 def _attend(plan: Plan, number: int, fixed: dict, given: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(q at the start of the block, output, log Σ exp) of one piece of queries, float32."""
     x, own = given["q"], given["own"]
-    along = below(product(x, own["w"], "nt"), 0)
-    scores = [product(x, own["k"], "nt") - product(along, own["m"], "nn")]
-    x = x - product(along, own["u"], "nn")
+    along = below(product(x, own["w"], "nt", plan.fine), 0)
+    scores = [product(x, own["k"], "nt", plan.fine) - product(along, own["m"], "nn", plan.fine)]
+    x = x - product(along, own["u"], "nn", plan.fine)
     for k, p in reversed(given["before"]):
-        scores.append(product(x, k, "nt"))
-        x = product(x, p, "nn")
+        scores.append(product(x, k, "nt", plan.fine))
+        x = product(x, p, "nn", plan.fine)
     seen = slice((number + 1) * plan.piece)
     queries = {name: ref[rows(plan, number)] for name, ref in fixed["queries"].items()}
     keys = {name: ref[:, seen] for name, ref in fixed["keys"].items()}
@@ -131,7 +139,7 @@ def _attend(plan: Plan, number: int, fixed: dict, given: dict) -> tuple[jax.Arra
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=1, keepdims=True)
     some = jnp.where(total == 0, 1, total)
-    out = product(weights, given["v"], "nn", plan.dtype) / some
+    out = product(weights, given["v"], "nn", plan.digits) / some
     return x, out, jnp.where(total == 0, EMPTY, top + jnp.log(some))
 
 

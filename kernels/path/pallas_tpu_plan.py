@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from kernels.mosaic_tpu import Interpret
+from kernels.sharded import by_batch_and_heads
 
 # A hidden score is far below the least running maximum, so that a row which has seen nothing needs no second look: exp gives 0.
 # Beside them stands what a row without keys has for its log-sum-exp.
@@ -36,43 +38,64 @@ class Plan:
     interpret: Interpret
 
     @property
+    def digits(self) -> Digits:
+        """Of what meets keys and values."""
+        return 8 if self.dtype == jnp.bfloat16 else 24
+
+    @property
+    def fine(self) -> Digits:
+        """Of products along the path."""
+        return 16 if self.dtype == jnp.bfloat16 else 24
+
+    @property
     def pieces(self) -> int:
         return self.block // self.piece
 
 
 Form = Literal["nn", "nt", "tn"]
 _CONTRACTED = {"nn": (1, 0), "nt": (1, 1), "tn": (0, 0)}
+Digits = Literal[8, 16, 24]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def product(x: jax.Array, y: jax.Array, form: Form, dtype: Any = jnp.float32) -> jax.Array:
-    """x y ("nn"), x yᵀ ("nt") or xᵀ y ("tn") of matrices, multiplied in `dtype`, summed in float32.
+def product(x: jax.Array, y: jax.Array, form: Form, digits: Digits) -> jax.Array:
+    """x y ("nn"), x yᵀ ("nt") or xᵀ y ("tn") of matrices; so many binary digits of theirs are multiplied, sums are float32.
 
-    Its gradients are products of these forms too, so that none needs a transpose. float32 is multiplied as such.
+    The matrix unit multiplies bfloat16, 8 digits. 16 are three of its products, the high and the low halves by each other; 24,
+    which is float32, are six. The gradients are products of these forms too, so that none needs a transpose.
     """
+    if digits == 16:
+        (x_high, x_low), (y_high, y_low) = _halves(x), _halves(y)
+        small = _times(x_high, y_low, form) + _times(x_low, y_high, form)
+        return small + _times(x_high, y_high, form)
+    dtype = jnp.bfloat16 if digits == 8 else jnp.float32
+    return _times(x.astype(dtype), y.astype(dtype), form)
+
+
+def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    high = x.astype(jnp.bfloat16)
+    return high, (x - high.astype(jnp.float32)).astype(jnp.bfloat16)
+
+
+def _times(x: jax.Array, y: jax.Array, form: Form) -> jax.Array:
     left, right = _CONTRACTED[form]
-    precision = lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
-    return lax.dot_general(
-        x.astype(dtype),
-        y.astype(dtype),
-        (((left,), (right,)), ((), ())),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
+    contracted = (((left,), (right,)), ((), ()))
+    return lax.dot_general(x, y, contracted, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _product_forward(x, y, form, dtype):
-    return product(x, y, form, dtype), (x, y)
+def _product_forward(x, y, form, digits):
+    return product(x, y, form, digits), (x, y)
 
 
-def _product_backward(form, dtype, saved, d):
+def _product_backward(form, digits, saved, d):
     x, y = saved
     first, second = {
         "nn": ((d, y, "nt"), (x, d, "tn")),
         "nt": ((d, y, "nn"), (d, x, "tn")),
         "tn": ((y, d, "nt"), (x, d, "nn")),
     }[form]
-    return product(*first, dtype).astype(x.dtype), product(*second, dtype).astype(y.dtype)
+    return product(*first, digits).astype(x.dtype), product(*second, digits).astype(y.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -143,3 +166,26 @@ def line(size: int, index: Any) -> pl.BlockSpec:
 def values(tree: Any) -> Any:
     """What a tree of references holds."""
     return jax.tree.map(lambda ref: ref[...], tree)
+
+
+def over_devices(function: Callable[..., Any], heads: int, kv_heads: int) -> Callable[..., Any]:
+    """`function` of trees of arrays `[B, heads, …]`, to such a tree, where each device has its part of batch and heads.
+
+    Axis 1 of every array is `heads`, `kv_heads` or 1 long.
+    """
+    letters = {1: "o", heads: "n", kv_heads: "m"}
+
+    def axes(x: Any) -> str:
+        return " ".join(["b", letters[x.shape[1]], *("o" * (x.ndim - 2))])
+
+    def call(*given: Any) -> Any:
+        leaves, tree = jax.tree.flatten(given)
+        made, made_tree = jax.tree.flatten(jax.eval_shape(function, *given))
+
+        def local(*parts: jax.Array) -> tuple[jax.Array, ...]:
+            return tuple(jax.tree.leaves(function(*jax.tree.unflatten(tree, parts))))
+
+        divided = by_batch_and_heads(local, list(map(axes, leaves)), list(map(axes, made)))
+        return jax.tree.unflatten(made_tree, divided(*leaves))
+
+    return call

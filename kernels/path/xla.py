@@ -170,23 +170,28 @@ def inverse(strictly_lower: Float[Array, "*batch c c"]) -> Float[Array, "*batch 
 def carried(
     k: Float[Array, "B S K H"], w: Float[Array, "B S K H"], beta: Float[Array, "B S K"], before: Float[Array, "B P K H"]
 ) -> Float[Array, "B _ K H"]:
-    """H_S … H_{j+1} k_j for `before` and k: block by block, every key before a block passes it."""
-    wide, length, size = accumulator(before.dtype), before.shape[1], _block_size(k.shape[1])
-    blocks = -(-k.shape[1] // size)
-    pad = functools.partial(_pad_keys, front=0, length=blocks * size)
+    """H_S … H_{j+1} k_j for `before` and k, in work linear in length: what a block of tokens does to a key is one matrix `[H, H]`."""
+    wide, size = accumulator(before.dtype), _block_size(k.shape[1])
+    times = functools.partial(jnp.einsum, precision="highest")
+    pad = functools.partial(_pad_keys, front=0, length=-(-k.shape[1] // size) * size)
     own, w, beta = (_by_block(pad(x.astype(wide)), size) for x in (k, w, beta))
     _, _, own, u = compact(own[:0, :, :, None], own, w, beta)
-    block_of = jnp.concatenate([jnp.full(length, -1), jnp.arange(blocks * size) // size])
+    keys = jnp.swapaxes(before.astype(wide), 1, 2)
+    if own.shape[0] == 1:  # a few tokens, as while decoding: their own product is thinner than a matrix
+        keys = keys - times("bksc,bkch->bksh", times("bksh,bkch->bksc", keys, u[0]), w[0])
+    else:
+        one = jnp.eye(k.shape[3], dtype=wide)
+        p = one[None, None, None] - times("nbkch,nbkcj->nbkhj", w, u)
 
-    def step(keys: Array, block: tuple[Array, Array, Array, Array]) -> tuple[Array, None]:
-        number, own, w, u = block
-        passed = keys - jnp.einsum("bksc,bkch->bksh", jnp.einsum("bksh,bkch->bksc", keys, u), w)
-        keys = jnp.where((block_of < number)[None, None, :, None], passed, keys)
-        return jax.lax.dynamic_update_slice_in_dim(keys, own, length + number * size, axis=2), None
+        # What the blocks behind each one do, and all of them.
+        def step(behind: Array, p: Array) -> tuple[Array, Array]:
+            return times("bkhi,bkij->bkhj", behind, p), behind
 
-    keys = jnp.pad(jnp.swapaxes(before.astype(wide), 1, 2), [(0, 0), (0, 0), (0, blocks * size), (0, 0)])
-    keys = jax.lax.scan(step, keys, (jnp.arange(blocks), own, w, u))[0]
-    return jnp.swapaxes(keys, 1, 2)[:, : length + k.shape[1]].astype(before.dtype)
+        whole, behind = jax.lax.scan(step, jnp.broadcast_to(one, p.shape[1:]), p, reverse=True)
+        own = times("nbkch,nbkjh->nbkcj", own, behind)
+        keys = times("bksh,bkjh->bksj", keys, whole)
+    own = jnp.moveaxis(own, 0, 2).reshape(*own.shape[1:3], -1, own.shape[4])[:, :, : k.shape[1]]
+    return jnp.swapaxes(jnp.concatenate([keys, own], axis=2), 1, 2).astype(before.dtype)
 
 
 def _block_size(keys: int) -> int:

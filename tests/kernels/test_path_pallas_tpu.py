@@ -13,7 +13,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.attention import AttentionMask, Dense, Positions, RowColumn, Toeplitz
-from kernels.path import pallas_tpu, path_attention
+from kernels.path import api, pallas_tpu, path_attention
 from tests.kernels.attention_cases import Sizes, packed, restarting
 
 ON_TPU = jax.default_backend() == "tpu"
@@ -65,7 +65,8 @@ CASES = {
     "300": Case(Sizes(B=1, T=300, S=300, N=1, K=1), piece=128, pieces=4, forget=True),
     "700": Case(Sizes(B=1, T=700, S=700, N=1, K=1, H=8), piece=128, pieces=4),
 }
-SLOW = {"window", "padding", "700"}
+# The test of bfloat16 takes 130 too.
+SLOW = {"130", "window", "documents by positions", "700"}
 
 
 def inputs(case: Case, seed: int = 0):
@@ -126,8 +127,10 @@ def test_kernels_equal_the_definition_in_float64(name, fused):
     expected = jax.tree.map(np.float32, truth(case, arguments, cotangent))
     chex.assert_trees_all_close(found, expected, atol=3e-5, rtol=1e-4)
     chex.assert_trees_all_equal(found, again)
-    if "documents" in case.mask:
-        assert not any(x[1].any() for x in jax.tree.leaves(found)), "the second row is padding"
+    if case.sizes.B == 2:
+        # Behind the documents there is nothing but padding; so is the first half of the row with key padding.
+        nothing = slice(None) if "documents" in case.mask else slice(case.sizes.S // 2)
+        assert not any(x[1, nothing].any() for x in (found[0], *found[1][:6]) if x is not None)
 
 
 def test_no_block_is_revisited_too_late(fused):
@@ -135,7 +138,7 @@ def test_no_block_is_revisited_too_late(fused):
     case = Case(Sizes(B=1, T=24, S=40, N=2, K=1), piece=4, forget=True, mask="documents")
     arguments, cotangent = inputs(case)
     found, again = fused(case, arguments, cotangent, pltpu.InterpretParams())
-    chex.assert_trees_all_close(found, fused(case, arguments, cotangent)[0], atol=1e-6)
+    chex.assert_trees_all_close(found, jax.tree.map(np.float32, truth(case, arguments, cotangent)), atol=3e-5)
     chex.assert_trees_all_equal(found, again)
 
 
@@ -149,16 +152,6 @@ def test_bfloat16_is_as_close_as_its_rounding(fused):
     for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         # Eight bits, a few roundings in a row.
         assert np.abs(np.asarray(got, np.float32) - want).max() < 4 * 2**-8 * np.abs(want).max()
-
-
-def test_rows_without_keys_are_zero_with_zero_gradients(fused):
-    case = CASES["padding"]
-    arguments, cotangent = inputs(case)
-    (out, gradients), _ = fused(case, arguments, cotangent)
-    hidden = case.sizes.S // 2
-    chex.assert_tree_all_finite((out, gradients))
-    assert not out[1, :hidden].any() and out[1, hidden:].any(axis=(1, 2)).all()
-    assert not any(x[1, :hidden].any() for x in gradients[:6])
 
 
 def shapes(length=700, width=64, dtype=jnp.bfloat16, heads=4, kv_heads=2):
@@ -177,7 +170,7 @@ def gradients(q, k, v, w, beta, forget, ids):
     return jax.grad(loss, argnums=range(6))(q, k, v, w, beta, forget)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float32, marks=pytest.mark.slow)])
 def test_lowers_for_tpu_without_one(dtype):
     text = jax.jit(gradients).trace(*shapes(dtype=dtype)).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("tpu_custom_call") == 7
@@ -208,3 +201,18 @@ def test_refused(message):
     attend = functools.partial(path_attention, **call, implementation="pallas_tpu")
     with pytest.raises(ValueError, match=f"'pallas_tpu': .*{message}"):
         jax.eval_shape(lambda q, beta: attend(q, q, q, q, beta), q, beta)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "platform", "length", "dtype"),
+    [
+        ("pallas_tpu", "tpu", 64, jnp.bfloat16),
+        ("xla", "tpu", 63, jnp.bfloat16),
+        ("xla", "tpu", 64, jnp.float16),
+        ("xla", "gpu", 64, jnp.bfloat16),
+    ],
+)
+def test_what_is_chosen_where_nothing_is_named(monkeypatch, chosen, platform, length, dtype):
+    q = jnp.ones((1, length, 2, 32), dtype)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    assert api._best(q, q, q, (), CAUSAL, None) == chosen

@@ -190,9 +190,9 @@ class PathCore:
         """As `kernels.attention.attention`.
 
         Raises:
-          UserError: an implementation other than "reference" and "xla", or a term that meets queries or keys.
+          UserError: an implementation other than "reference", "xla" and "pallas_tpu", or a term that meets queries or keys.
         """
-        _check(self.name, terms, implementation)
+        _check(self.name, terms, implementation, "pallas_tpu")
         return path_attention(q, k, v, self.w, self.beta, terms=terms, implementation=implementation, **options)
 
     def logits(
@@ -281,11 +281,12 @@ class CachedCore:
         )
 
 
-def _check(name: str, terms: tuple[Term, ...], implementation: str | None) -> None:
-    if implementation not in (None, "reference", "xla"):
+def _check(name: str, terms: tuple[Term, ...], implementation: str | None, *fused: str) -> None:
+    exist = ("xla", "reference", *fused)
+    if implementation is not None and implementation not in exist:
         raise UserError(
-            f"encoding {name!r} has its own attention, which has no implementation {implementation!r}; leave it out, or take "
-            "'xla' or 'reference'"
+            f"encoding {name!r} has its own attention, which has no implementation {implementation!r} here; leave it out, or "
+            f"take one of {', '.join(exist)}"
         )
     for term in terms:
         if isinstance(term, Relative | Multiply):
