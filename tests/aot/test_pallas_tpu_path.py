@@ -14,8 +14,9 @@ from tests.aot.tpus import GENERATIONS, mesh, shape
 pytestmark = pytest.mark.aot
 
 
-def compile_gradients(on, *, length, width, dtype=jnp.bfloat16, batch=1, heads=2, kv_heads=1, spec=PartitionSpec()):
+def compile_gradients(on, *, length, width, dtype=jnp.bfloat16, batch=1, heads=2, kv_heads=1, spec=None):
     """The compiled gradients to everything, with documents and a forget gate."""
+    spec = spec or PartitionSpec()
 
     def array(*axes, dtype=jnp.float32):
         return shape(on, *axes, dtype=dtype, spec=spec)
