@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +56,11 @@ class Training:
     losses: Callable[..., Any]
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], task: MaskedLM, optimizer: str) -> Training:
-        model, mesh, schedule = build(config), make_mesh(), optax.constant_schedule(LEARNING_RATE)
+    def of(
+        cls, config: Mapping[str, Any], task: MaskedLM, optimizer: str, devices: Sequence[jax.Device] | None = None
+    ) -> Training:
+        """devices: all of them by default; they need not be there to compile for."""
+        model, mesh, schedule = build(config), make_mesh(devices=devices), optax.constant_schedule(LEARNING_RATE)
         module = task.module(model)
         transformation = optimizers.build({"name": optimizer}).build(schedule, has_layer_axis=has_layer_axis)
         # Layers laid out one after another have the parameters of their loop, which compiles sooner.

@@ -27,6 +27,7 @@ from kernels.sharded import by_batch_and_heads
 
 # Axes, as `sharded` names them.
 Q, K, V, OUT, ROW, COLUMN, LINE = "b t n h", "b s m h", "b s m w", "b t n w", "b n t", "b n s", "n r"
+BAND = {"query": "r n e", "key": "r m e", "value": "r n e"}
 
 # A hidden score, and the least maximum of a row: 2 to the power of their difference is zero, so rows need no second look.
 HIDDEN, FLOOR = -1e30, -1e20
@@ -94,12 +95,14 @@ class Given(NamedTuple):
 
     rows: "segments" (−1 sees nothing), "first" and "second" (words of dropout); in the backward passes "lse" and "delta".
     columns: "segments" (0 is seen by none), "prefix", "bias". lines: "bias" and "factor", `[N, T + S − 1]`, the sum of `Toeplitz` terms
-    and the product of `Multiply` terms from the smallest relative position on. Biases are multiplied by log2(e).
+    and the product of `Multiply` terms from the smallest relative position on. bands: "query", "key", "value", the tables of `Relative`
+    terms, `[R, N or K or 1, H]`, where a kernel lays them out. Biases are multiplied by log2(e).
     """
 
     rows: dict[str, jax.Array]
     columns: dict[str, jax.Array]
     lines: dict[str, jax.Array]
+    bands: dict[str, jax.Array]
 
     @classmethod
     def of(
@@ -142,17 +145,24 @@ class Given(NamedTuple):
         factors = [_line(term, call) for term in terms if isinstance(term, Multiply)]
         if factors:
             lines["factor"] = functools.reduce(jnp.multiply, factors)
-        return cls(rows, columns, lines)
+        return cls(rows, columns, lines, {})
 
     def with_rows(self, **more: jax.Array) -> Given:
         return self._replace(rows=self.rows | more)
 
-    def gradients(self, d_columns: dict[str, jax.Array], d_lines: dict[str, jax.Array]) -> Given:
+    def gradients(
+        self,
+        d_columns: dict[str, jax.Array],
+        d_lines: dict[str, jax.Array],
+        d_bands: dict[str, jax.Array] | None = None,
+    ) -> Given:
         """The cotangent of what a call was given: of bases 2 from those of scores in base e, None for integers."""
-        columns = {name: x * math.log(2) if name == "bias" else x for name, x in d_columns.items()}
-        lines = {name: x * math.log(2) if name == "bias" else x for name, x in d_lines.items()}
+        columns, lines = (
+            {name: x * math.log(2) if name == "bias" else x for name, x in found.items()}
+            for found in (d_columns, d_lines)
+        )
         rows = {name: None for name in self.rows if name not in ("lse", "delta")}
-        return Given(rows, {name: columns.get(name) for name in self.columns}, lines)
+        return Given(rows, {name: columns.get(name) for name in self.columns}, lines, d_bands or {})
 
 
 def _line(term: Toeplitz | Multiply, call: Call) -> jax.Array:
@@ -184,7 +194,8 @@ def divided(
     kinds = {2: ("b t", "b s"), 3: (ROW, COLUMN)}
     rows = {name: kinds[x.ndim][0] for name, x in given.rows.items()}
     columns = {name: kinds[x.ndim][1] for name, x in given.columns.items()}
-    axes_of_given = Given(rows, columns, dict.fromkeys(given.lines, LINE))
+    bands = {name: "r o e" if x.shape[1] == 1 else BAND[name] for name, x in given.bands.items()}
+    axes_of_given = Given(rows, columns, dict.fromkeys(given.lines, LINE), bands)
     arrays = (*(x for x, _ in operands), given)
     leaves, tree = jax.tree.flatten(arrays)
     axes = jax.tree.leaves((*(a for _, a in operands), axes_of_given))

@@ -1,30 +1,50 @@
 """Fused attention for TPUs, by Pallas on Mosaic: forward and backward in memory linear in length.
 
 What it takes: bfloat16 and float32, heads up to 256 wide, grouped keys, causal, prefix and window masks, segment ids, key padding,
-dropout; any sum of `Toeplitz`, `Multiply` and `RowColumn` terms. Whatever else is asked for is refused by name; `xla` computes it. The
-kernels themselves are in `pallas_tpu_passes`.
+dropout; any sum of `Toeplitz`, `Multiply`, `RowColumn` and `Relative` terms. Whatever else is asked for is refused by name; `xla` computes
+it. The kernels themselves are in `pallas_tpu_passes`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from kernels.attention.fused import COLUMN, OUT, ROW, Given, K, Q, V, divided, dots, padded, refusals_of_masks, up
+from kernels.attention.fused import (
+    BAND,
+    COLUMN,
+    LINE,
+    OUT,
+    ROW,
+    Given,
+    K,
+    Q,
+    V,
+    divided,
+    dots,
+    padded,
+    refusals_of_masks,
+    up,
+)
 from kernels.attention.mask import AttentionMask
+from kernels.attention.pallas_tpu_bands import Band
 from kernels.attention.pallas_tpu_passes import Plan, backward_keys, backward_queries, forward
 from kernels.attention.positions import Placement
-from kernels.attention.terms import Multiply, RowColumn, Term, Toeplitz
+from kernels.attention.skew import expand
+from kernels.attention.terms import Multiply, Relative, RowColumn, Table, Term, Toeplitz
 from kernels.mosaic_tpu import Interpret
 
 _WIDTHS = (32, 64, 128, 256)
 _BLOCKS = (512, 256, 128)
-OF_LINE = "b n r"
+# Bytes of on-chip memory for tables and their gradients, of the 16 MiB that a v4 has.
+_TABLE_BYTES = 8 << 20
 
 
 def attention(
@@ -49,11 +69,14 @@ def attention(
     reasons = refusals(q, v, terms, mask, placement)
     if reasons:
         raise ValueError(f"attention implementation 'pallas_tpu': {'; '.join(reasons)}. implementation='xla' does it")
-    batch, queries, heads, width = q.shape
+    batch, queries, heads, _ = q.shape
+    tables = _tables(terms)
+    if k.shape[2] != heads and any(x.values.shape[1] == heads for x in tables["key"]):
+        k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
     if not isinstance(scale, int | float):
         q, scale = (q * scale).astype(q.dtype), 1.0
     (keys, kv_heads), value_width = k.shape[1:3], v.shape[3]
-    wide = next(size for size in _WIDTHS if size >= max(width, value_width))
+    wide = _wide(q, v)
     block = _block(queries, keys)
     left, right = mask.band
     rate, words = (0.0, None) if dropout is None else dropout
@@ -73,8 +96,10 @@ def attention(
         rate=rate,
         interpret=interpret,
         block=block,
+        band=_band(terms, placement, queries, keys),
     )
     given = Given.of(plan, terms, mask, placement, words, (queries, keys))
+    given = given._replace(bands={name: _laid_out(plan, name, x, q.dtype) for name, x in tables.items() if x})
     q, k, v = padded(q, plan.queries, wide), padded(k, plan.keys, wide), padded(v, plan.keys, wide)
     return _core(plan, q, k, v, given)[:, :queries, :, :value_width]
 
@@ -89,6 +114,42 @@ def _block(queries: int, keys: int) -> int:
     )
 
 
+def _wide(q: Array, v: Array) -> int:
+    return next(size for size in _WIDTHS if size >= max(q.shape[3], v.shape[3]))
+
+
+def _tables(terms: tuple[Term, ...]) -> dict[str, list[Table]]:
+    """The tables of all `Relative` terms by what they meet."""
+    relative = [term for term in terms if isinstance(term, Relative)]
+    found = {side: [getattr(term, side) for term in relative] for side in BAND}
+    return {side: [table for table in tables if table is not None] for side, tables in found.items()}
+
+
+def _band(terms: tuple[Term, ...], placement: Placement, queries: int, keys: int) -> Band | None:
+    spans = [table.rows.span for tables in _tables(terms).values() for table in tables]
+    block = _block(queries, keys)
+    return Band.of(max(spans), placement.offset or 0, up(queries, block), up(keys, block)) if spans else None
+
+
+def _laid_out(plan: Plan, side: str, tables: list[Table], dtype: jnp.dtype) -> Array:
+    """The sum of tables, one row for each distance of the band: `[R, N or K or 1, width]`."""
+    r = np.arange(plan.band.rows) + plan.band.least - plan.offset
+    heads = plan.kv_heads if side == "key" else plan.heads
+
+    def one(table: Table) -> Array:
+        span = table.rows.span
+        rows = expand(table.values.astype(jnp.float32), table.rows.lookup()[np.clip(r, -span, span) + span], axis=0)
+        own = rows.shape[1]
+        return rows if own in (1, heads) else jnp.repeat(rows, heads // own, axis=1)
+
+    several = [one(table) for table in tables]
+    heads = max(x.shape[1] for x in several)
+    total = functools.reduce(
+        jnp.add, (jnp.broadcast_to(x, (x.shape[0], heads, x.shape[2])) if len(several) > 1 else x for x in several)
+    )
+    return jnp.pad(total, ((0, 0), (0, 0), (0, plan.width - total.shape[2]))).astype(dtype)
+
+
 def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, placement: Placement) -> list[str]:
     """Why the kernels do not compute this call; empty where they do."""
     reasons = []
@@ -96,12 +157,25 @@ def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, p
         reasons.append(f"it multiplies bfloat16 and float32, not {q.dtype}")
     if max(q.shape[3], v.shape[3]) > _WIDTHS[-1]:
         reasons.append(f"its heads are at most {_WIDTHS[-1]} wide, not {max(q.shape[3], v.shape[3])}")
-    other = sorted({type(term).__name__ for term in terms if not isinstance(term, RowColumn | Toeplitz | Multiply)})
+    other = sorted(
+        {type(term).__name__ for term in terms if not isinstance(term, RowColumn | Toeplitz | Multiply | Relative)}
+    )
     if other:
         reasons.append(f"it has no {' and no '.join(other)}")
     if any(isinstance(term, Multiply) and term.values.ndim == 3 for term in terms):
         reasons.append("it multiplies scores, not channels: Multiply has one value a head and distance")
-    return reasons + refusals_of_masks(terms, mask, placement)
+    reasons += refusals_of_masks(terms, mask, placement)
+    if not reasons:
+        band = _band(terms, placement, q.shape[1], v.shape[1])
+        sides = sum(bool(tables) for tables in _tables(terms).values())
+        # Both are there twice: while one is computed with, the next is on its way.
+        row = 2 * max(128, _wide(q, v)) * (q.dtype.itemsize + jnp.dtype(jnp.float32).itemsize)
+        if band is not None and sides * band.rows * row > _TABLE_BYTES:
+            most = _TABLE_BYTES // (sides * row)
+            reasons.append(
+                f"{sides} tables of {band.rows} distances do not fit on the chip, of which {most} do (those that differ, in whole tiles)"
+            )
+    return reasons
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -118,16 +192,27 @@ def _backward(plan: Plan, saved: Any, gradient: Array):
     q, k, v, given, out, lse = saved
     given = given.with_rows(lse=lse, delta=dots(gradient, out))
     operands = ((q, Q), (k, K), (v, V), (gradient, OUT))
-    run = functools.partial(divided, plan, operands=operands, given=given)
-    dq, *d_lines = run(_leaves(backward_queries), results=(Q, *(OF_LINE for _ in given.lines)))
-    biased = ["bias"] if "bias" in given.columns else []
-    dk, dv, *d_columns = run(_leaves(backward_keys), results=(K, V, *(COLUMN for _ in biased)))
-    lines = {name: jnp.sum(x, axis=0) for name, x in zip(sorted(given.lines), d_lines, strict=True)}
-    return dq, dk, dv, given.gradients(dict(zip(biased, d_columns, strict=True)), lines)
+    lines, bands = dict.fromkeys(given.lines, LINE), {name: BAND[name] for name in given.bands}
+    of_keys = {name: bands.pop(name) for name in ("key",) if name in bands}
+    columns = {name: COLUMN for name in given.columns if name == "bias"}
+    run = functools.partial(_trees, plan, operands, given)
+    dq, d_lines, d_bands = run(backward_queries, (Q, lines, bands))
+    dk, dv, d_columns, d_key = run(backward_keys, (K, V, columns, of_keys))
+    d_bands = {
+        name: (jnp.sum(x, axis=1, keepdims=True) if given.bands[name].shape[1] == 1 else x).astype(q.dtype)
+        for name, x in (d_bands | d_key).items()
+    }
+    return dq, dk, dv, given.gradients(d_columns, d_lines, d_bands)
 
 
-def _leaves(function):
-    return lambda *parts: tuple(jax.tree.leaves(function(*parts)))
+def _trees(plan: Plan, operands: tuple, given: Given, function: Callable[..., tuple], results: tuple) -> tuple:
+    """`divided` for results in trees."""
+    axes, tree = jax.tree.flatten(results)
+
+    def leaves(*parts: Any) -> tuple[Array, ...]:
+        return tuple(jax.tree.leaves(function(*parts)))
+
+    return jax.tree.unflatten(tree, divided(plan, leaves, operands, given, axes))
 
 
 _core.defvjp(_forward, _backward)

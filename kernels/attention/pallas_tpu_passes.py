@@ -14,6 +14,7 @@ Sources: Dao 2023 (arXiv:2307.08691) for the passes; Huang et al. 2018 (arXiv:18
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels import mosaic_tpu
 from kernels.attention.dropout import keep
 from kernels.attention.fused import FLOOR, HIDDEN, Call, Given
+from kernels.attention.pallas_tpu_bands import Band, Squares
 from kernels.attention.pallas_tpu_diagonals import add_along_diagonals, along_diagonals
 
 LANES = 128
@@ -34,9 +36,13 @@ LANES = 128
 
 @dataclass(frozen=True)
 class Plan(Call):
-    """A call, and the side of its square tiles; q, k and v have heads of one width, which divides 128 or is a multiple of it."""
+    """A call, the side of its square tiles, and where its tables of relative positions are not constant.
+
+    q, k and v have heads of one width, which divides 128 or is a multiple of it.
+    """
 
     block: int
+    band: Band | None
 
     @property
     def lanes(self) -> int:
@@ -104,6 +110,19 @@ class Plan(Call):
         padding = ((0, 0), (1, 0))  # the first column is of no pair
         return {name: self.by_group(jnp.pad(x, padding), 0) for name, x in given.lines.items()}
 
+    def bands(self, given: Given) -> dict[str, jax.Array]:
+        """`[blocks or 1, R, lanes]` each, of tables `[R, heads, width]`."""
+        return {
+            name: jnp.tile(x[:, 0], (1, self.per))[None]
+            if x.shape[1] == 1
+            else jnp.moveaxis(self.packed(x[None])[0].reshape(x.shape[0], -1, self.lanes), 1, 0)
+            for name, x in given.bands.items()
+        }
+
+    def of_bands(self, bands: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """`[R, heads, width]` each: what lay in blocks of lanes."""
+        return {name: self.unpacked(jnp.moveaxis(x, 0, 1).reshape(1, x.shape[1], -1))[0] for name, x in bands.items()}
+
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
     """a · b in float32."""
@@ -124,7 +143,8 @@ def turned(row: jax.Array) -> jax.Array:
 class Tile:
     """One tile of scores, queries down and keys across, or `transposed`, keys down and queries across.
 
-    rows, columns: refs of what `Given` says of the tile's queries and keys, those that stand down as `turned` columns.
+    rows, columns: refs of what `Given` says of the tile's queries and keys, those that stand down as `turned` columns. lines, bands: refs
+    of the tables. work: a ref of the tile's shape where there are bands.
     """
 
     plan: Plan
@@ -133,6 +153,8 @@ class Tile:
     rows: Mapping[str, Any]
     columns: Mapping[str, Any]
     lines: Mapping[str, Any]
+    bands: Mapping[str, Any]
+    work: Any
     transposed: bool = False
 
     @property
@@ -160,7 +182,7 @@ class Tile:
 
     def relative_positions(self) -> jax.Array:
         keys, queries = self._index(int(not self.transposed)), self._index(int(self.transposed))
-        return keys - queries + (self.first_key - self.first_query - self.plan.offset)
+        return keys - queries + (self.distance - self.plan.offset)
 
     def on_line(self, name: str, head: int) -> jax.Array:
         """Of every entry the value at its relative position."""
@@ -170,8 +192,65 @@ class Tile:
     def add_to_line(self, line: Any, head: int, values: jax.Array) -> None:
         add_along_diagonals(line.at[head : head + 1], self._start(), values)
 
+    @property
+    def distance(self) -> Any:
+        return self.first_key - self.first_query
+
     def _start(self) -> jax.Array:
-        return self.plan.queries + self.first_key - self.first_query
+        return self.plan.queries + self.distance
+
+    def squares(self, keys_down: bool = False) -> Squares:
+        return Squares(self.plan.band, self.distance, self.plan.block, keys_down)
+
+    def with_ends(self, beyond: bool, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
+        """q, k and v as they meet in this tile: beyond the band with the end rows of the tables."""
+
+        def added(name: str, x: jax.Array) -> jax.Array:
+            if not beyond or name not in self.bands:
+                return x
+            return (x.astype(jnp.float32) + self.plan.band.end(self.distance, self.bands[name])).astype(x.dtype)
+
+        return added("key", q), added("query", k), added("value", v)
+
+    def products(self, head: int, beyond: bool, q: jax.Array, k: jax.Array) -> jax.Array:
+        """⟨q_i, k_j⟩ and what tables add to it, of q and k `with_ends`."""
+        down, across = (k, q) if self.transposed else (q, k)
+        total = product_of_rows(self.plan.only(head, down), across)
+        if beyond and {"query", "key"} <= set(self.bands):
+            ends = [self.plan.band.end(self.distance, self.bands[name]) for name in ("query", "key")]
+            total = total - jnp.sum(self.plan.only(head, ends[0] * ends[1]), axis=1, keepdims=True)
+        if not beyond and "query" in self.bands:
+            total = total + self._met(head, q, "query")
+        if not beyond and "key" in self.bands:
+            total = total + self._met(head, k, "key")
+        return total
+
+    def of_probabilities(self, head: int, beyond: bool, gradient: jax.Array, v: jax.Array) -> jax.Array:
+        """⟨dO_i, v_j⟩ and what a table of values adds to it, of v `with_ends`."""
+        down, across = (v, gradient) if self.transposed else (gradient, v)
+        total = product_of_rows(self.plan.only(head, down), across)
+        return total if beyond or "value" not in self.bands else total + self._met(head, gradient, "value")
+
+    def _met(self, head: int, x: jax.Array, name: str) -> jax.Array:
+        keys_down = name == "key"
+        self.squares(keys_down).meet(self.plan.only(head, x), self.bands[name], self.work)
+        met = self.work[...]
+        return met if keys_down == self.transposed else met.T
+
+    def add_to_band(self, head: int, beyond: bool, name: str, x: jax.Array, table: Any) -> None:
+        """Adds to the gradient of a table what `entries` of this tile, which stand in `work`, have of x, which stands down."""
+        own = self.plan.only(head, x)
+        if not beyond:
+            self.squares(name == "key").add_to_table(self.work, own, table)
+            return
+        row = jnp.sum(jnp.sum(self.work[...], axis=1, keepdims=True) * own.astype(jnp.float32), axis=0, keepdims=True)
+        self.plan.band.add_to_end(self.distance, table, row)
+
+    def sum_band(self, head: int, beyond: bool, name: str, total: Any) -> None:
+        """Adds to `total` the rows of a table, by the entries that stand in `work`; beyond the band `with_ends` has done it."""
+        if not beyond:
+            only = functools.partial(self.plan.only, head)
+            self.squares(name == "key").sum_rows(self.work, self.bands[name], only, total)
 
     def scores(self, head: int, products: jax.Array, masked: bool) -> jax.Array:
         """log2(e) · (scale · products + biases), HIDDEN where the key is not visible. `masked`: the band hides some."""
@@ -213,7 +292,7 @@ class Tile:
 
     def whole(self) -> jax.Array:
         """Whether the mask's band hides none of its entries."""
-        plan, first = self.plan, self.first_key - self.first_query - self.plan.offset
+        plan, first = self.plan, self.distance - self.plan.offset
         inside = []
         if plan.left is not None:
             inside.append(first - (plan.block - 1) >= -plan.left)
@@ -221,8 +300,16 @@ class Tile:
             inside.append(first + (plan.block - 1) <= plan.right)
         return inside[0] if len(inside) == 1 else inside[0] & inside[1]
 
-    def run(self, is_visited: Any, compute: Callable[[bool], None]) -> None:
-        """compute(masked), where the tile is visited at all."""
+    def run(self, is_visited: Any, compute: Callable[[bool, bool], None]) -> None:
+        """compute(masked, beyond), where the tile is visited at all: whether the mask's band hides some, and whether it is beyond the tables'."""
+        if self.bands:
+            beyond = self.plan.band.beyond(self.distance, self.plan.block)
+            pl.when(is_visited & jnp.logical_not(beyond))(lambda: compute(self.plan.banded, False))
+            self._run(is_visited & beyond, lambda masked: compute(masked, True))
+        else:
+            self._run(is_visited, lambda masked: compute(masked, False))
+
+    def _run(self, is_visited: Any, compute: Callable[[bool], None]) -> None:
         if not self.plan.banded:
             pl.when(is_visited)(lambda: compute(False))
             return
@@ -235,9 +322,10 @@ def forward(plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, given: Given) 
     """(out `[B, T, N, H]`, lse `[B, N, T]`) of q `[B, T, N, H]`, k, v `[B, S, K, H]`."""
     over = OfQueries(plan)
 
-    def body(q_ref, k_ref, v_ref, rows, columns, lines, out_ref, lse_ref, top, mass, total, down):
+    def body(q_ref, k_ref, v_ref, said, out_ref, lse_ref, top, mass, total, added, down, work):
+        rows, columns, lines, bands = said
         first_query, first_key, step, is_visited = over.place()
-        tile = Tile(plan, first_query, first_key, down, columns, lines)
+        tile = Tile(plan, first_query, first_key, down, columns, lines, bands, work)
 
         @pl.when(step == 0)
         def begin():
@@ -246,21 +334,26 @@ def forward(plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, given: Given) 
             mass[...] = jnp.zeros(mass.shape, jnp.float32)
             total[...] = jnp.zeros(total.shape, jnp.float32)
 
-        def compute(masked):
+        def compute(masked, beyond):
+            q, k, v = tile.with_ends(beyond, q_ref[...], k_ref[...], v_ref[...])
             before, highers, sums = top[...], [], []
-            out = jnp.zeros(total.shape, jnp.float32)
+            added[...] = jnp.zeros(added.shape, jnp.float32)
             for head in range(plan.per):
-                s = tile.scores(head, product_of_rows(plan.only(head, q_ref[...]), k_ref[...]), masked)
+                s = tile.scores(head, tile.products(head, beyond, q, k), masked)
                 own = before[:, head * plan.width : head * plan.width + 1]
                 highers.append(jnp.maximum(own, jnp.max(s, axis=1, keepdims=True)))
                 p = jnp.exp2(s - highers[-1])
                 sums.append(jnp.sum(p, axis=1, keepdims=True))
-                out = out + product(tile.dropped(head, p).astype(v_ref.dtype), plan.only(head, v_ref[...]))
+                kept = tile.dropped(head, p)
+                if "value" in bands:
+                    work[...] = kept
+                    tile.sum_band(head, beyond, "value", added)
+                added[...] += product(kept.astype(v.dtype), plan.only(head, v))
             higher = plan.side_by_side(highers)
             shrink = jnp.exp2(before - higher)
             top[...] = higher
             mass[...] = mass[...] * shrink + plan.side_by_side(sums)
-            total[...] = total[...] * shrink + out
+            total[...] = total[...] * shrink + added[...]
 
         tile.run(is_visited, compute)
 
@@ -272,58 +365,69 @@ def forward(plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, given: Given) 
             for head in range(plan.per):
                 lse_ref[head : head + 1, :] = lse[head * plan.width : head * plan.width + 1]
 
-    rows, columns, lines = over.operands(given)
+    said = over.said(given)
     state = pltpu.VMEM((plan.block, plan.lanes), jnp.float32)
     out, lse = mosaic_tpu.kernel(
         body,
         name="attention_forward",
         grid=over.grid,
         sequential=1,
-        inputs=[over.query_tile(), over.key_tile(), over.key_tile(), *over.specs(rows, columns, lines)],
+        inputs=[over.query_tile(), over.key_tile(), over.key_tile(), over.specs(said)],
         outputs=[over.query_tile(), over.row_spec(plan.per)],
         shapes=[
             jax.ShapeDtypeStruct((plan.batch, plan.queries, plan.blocks * plan.lanes), q.dtype),
             jax.ShapeDtypeStruct((plan.batch, plan.blocks, plan.per, plan.queries), jnp.float32),
         ],
-        scratch=[state, state, state, over.down(rows)],
+        scratch=[state, state, state, state, over.down(said.rows), over.work(said)],
         interpret=plan.interpret,
-    )(plan.packed(q), plan.packed(k), plan.packed(v), rows, columns, lines)
+    )(plan.packed(q), plan.packed(k), plan.packed(v), said)
     return plan.unpacked(out), plan.by_head(lse, 1)
 
 
 def backward_queries(
     plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array, given: Given
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The gradients of q and of the lines, `[B, N, T + S − 1]`; the rows hold lse and delta too."""
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
+    """The gradients of q, of the lines, `[N, T + S − 1]`, and of the query and value tables, `[R, N, H]`, summed over the batch.
+
+    The rows hold lse and delta too.
+    """
     over = OfQueries(plan)
 
-    def body(q_ref, k_ref, v_ref, gradient_ref, rows, columns, lines, dq_ref, d_lines, total, down):
+    def body(q_ref, k_ref, v_ref, gradient_ref, said, dq_ref, d_lines, d_bands, total, down, work):
+        rows, columns, lines, bands = said
         first_query, first_key, step, is_visited = over.place()
-        tile = Tile(plan, first_query, first_key, down, columns, lines)
+        tile = Tile(plan, first_query, first_key, down, columns, lines, bands, work)
 
         @pl.when(step == 0)
         def begin():
             turn(rows, down)
             total[...] = jnp.zeros(total.shape, jnp.float32)
 
-        @pl.when((step == 0) & (first_query == 0))
-        def begin_lines():
-            for line in d_lines.values():
-                line[...] = jnp.zeros(line.shape, jnp.float32)
+        @pl.when((step == 0) & (first_query == 0) & (pl.program_id(1) == 0))
+        def begin_tables():
+            for table in (*d_lines.values(), *d_bands.values()):
+                table[...] = jnp.zeros(table.shape, jnp.float32)
 
-        def compute(masked):
-            added = jnp.zeros(total.shape, jnp.float32)
+        def compute(masked, beyond):
+            q, k, v = tile.with_ends(beyond, q_ref[...], k_ref[...], v_ref[...])
+            of_out = gradient_ref[...]
             for head in range(plan.per):
-                products = product_of_rows(plan.only(head, q_ref[...]), k_ref[...])
-                of_p = product_of_rows(plan.only(head, gradient_ref[...]), v_ref[...])
-                _, ds = tile.gradients(head, products, of_p, masked)
+                products = tile.products(head, beyond, q, k)
+                of_p = tile.of_probabilities(head, beyond, of_out, v)
+                p, ds = tile.gradients(head, products, of_p, masked)
+                if "value" in d_bands:
+                    work[...] = tile.dropped(head, p)
+                    tile.add_to_band(head, beyond, "value", of_out, d_bands["value"])
                 if "bias" in lines:
                     tile.add_to_line(d_lines["bias"], head, ds)
                 if "factor" in lines:
                     tile.add_to_line(d_lines["factor"], head, ds * products)
                     ds = ds * tile.on_line("factor", head)
-                added = added + product(ds.astype(k_ref.dtype), plan.only(head, k_ref[...]))
-            total[...] += added
+                if "query" in d_bands:
+                    work[...] = ds
+                    tile.add_to_band(head, beyond, "query", q_ref[...], d_bands["query"])
+                    tile.sum_band(head, beyond, "query", total)
+                total[...] += product(ds.astype(k.dtype), plan.only(head, k))
 
         tile.run(is_visited, compute)
 
@@ -331,44 +435,50 @@ def backward_queries(
         def end():
             dq_ref[...] = (total[...] * plan.slope).astype(dq_ref.dtype)
 
-    rows, columns, lines = over.operands(given)
-    length = plan.queries + plan.keys
-    line = pl.BlockSpec((None, None, plan.per, length), lambda b, c, i, t: (b, c, 0, 0))
-    of_lines = jax.ShapeDtypeStruct((plan.batch, plan.blocks, plan.per, length), jnp.float32)
+    said = over.said(given)
+    with_gradient = {name: x for name, x in said.bands.items() if name != "key"}
     tile = over.query_tile()
-    dq, d_lines = mosaic_tpu.kernel(
+    dq, d_lines, d_bands = mosaic_tpu.kernel(
         body,
         name="attention_dq",
         grid=over.grid,
-        sequential=2 if lines else 1,
-        inputs=[tile, over.key_tile(), over.key_tile(), tile, *over.specs(rows, columns, lines)],
-        outputs=[tile, dict.fromkeys(lines, line)],
+        sequential=3 if said.lines or with_gradient else 1,
+        inputs=[tile, over.key_tile(), over.key_tile(), tile, over.specs(said)],
+        outputs=[tile, over.specs_of_tables(said.lines), over.specs_of_tables(with_gradient, own=True)],
         shapes=[
             jax.ShapeDtypeStruct((plan.batch, plan.queries, plan.blocks * plan.lanes), q.dtype),
-            dict.fromkeys(lines, of_lines),
+            over.shapes_of_tables(said.lines, plan.blocks),
+            over.shapes_of_tables(with_gradient, plan.blocks),
         ],
-        scratch=[pltpu.VMEM((plan.block, plan.lanes), jnp.float32), over.down(rows)],
+        scratch=[pltpu.VMEM((plan.block, plan.lanes), jnp.float32), over.down(said.rows), over.work(said)],
         interpret=plan.interpret,
-    )(plan.packed(q), plan.packed(k), plan.packed(v), plan.packed(gradient), rows, columns, lines)
-    slopes = {"bias": 1.0, "factor": plan.slope}
-    d_lines = {name: plan.by_head(x, 1)[..., 1:] * slopes[name] for name, x in d_lines.items()}
-    return plan.unpacked(dq), d_lines
+    )(plan.packed(q), plan.packed(k), plan.packed(v), plan.packed(gradient), said)
+    slopes = {"bias": 1.0, "factor": plan.slope, "query": plan.slope, "value": 1.0}
+    d_lines = {name: plan.by_head(x, 0)[..., 1:] * slopes[name] for name, x in d_lines.items()}
+    d_bands = {name: x * slopes[name] for name, x in plan.of_bands(d_bands).items()}
+    return plan.unpacked(dq), d_lines, d_bands
 
 
 def backward_keys(
     plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array, given: Given
-) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """The gradients of k and v, and, where the columns hold a bias, of that, `[B, N, S]`."""
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
+    """The gradients of k and v, of a bias of the columns, `[B, N, S]`, and of a key table, `[R, K, H]`, summed over the batch."""
     over = OfKeys(plan)
 
-    def body(q_ref, k_ref, v_ref, gradient_ref, rows, columns, lines, dk_ref, dv_ref, d_columns, dk, dv, db, down):
+    def body(q_ref, k_ref, v_ref, gradient_ref, said, dk_ref, dv_ref, d_columns, d_bands, dk, dv, db, down, work):
+        rows, columns, lines, bands = said
         first_query, first_key, (group, step), is_visited = over.place()
-        tile = Tile(plan, first_query, first_key, rows, down, lines, transposed=True)
+        tile = Tile(plan, first_query, first_key, rows, down, lines, bands, work, transposed=True)
 
         @pl.when((group == 0) & (step == 0))
         def begin():
             dk[...] = jnp.zeros(dk.shape, jnp.float32)
             dv[...] = jnp.zeros(dv.shape, jnp.float32)
+
+        @pl.when((group == 0) & (step == 0) & (first_key == 0) & (pl.program_id(1) == 0))
+        def begin_tables():
+            for table in d_bands.values():
+                table[...] = jnp.zeros(table.shape, jnp.float32)
 
         @pl.when(step == 0)
         def begin_head():
@@ -376,21 +486,23 @@ def backward_keys(
             for sums in db.values():
                 sums[...] = jnp.zeros(sums.shape, jnp.float32)
 
-        def compute(masked):
-            of_k, of_v = jnp.zeros(dk.shape, jnp.float32), jnp.zeros(dv.shape, jnp.float32)
+        def compute(masked, beyond):
+            q, k, v = tile.with_ends(beyond, q_ref[...], k_ref[...], v_ref[...])
+            of_out = gradient_ref[...]
             for head in range(plan.per):
-                products = product_of_rows(plan.only(head, k_ref[...]), q_ref[...])
-                of_p = product_of_rows(plan.only(head, v_ref[...]), gradient_ref[...])
+                products = tile.products(head, beyond, q, k)
+                of_p = tile.of_probabilities(head, beyond, of_out, v)
                 p, ds = tile.gradients(head, products, of_p, masked)
                 for sums in db.values():
                     sums[head] += jnp.broadcast_to(jnp.sum(ds, axis=1, keepdims=True), sums.shape[1:])
                 if "factor" in lines:
                     ds = ds * tile.on_line("factor", head)
-                kept = tile.dropped(head, p).astype(q_ref.dtype)
-                of_v = of_v + product(kept, plan.only(head, gradient_ref[...]))
-                of_k = of_k + product(ds.astype(q_ref.dtype), plan.only(head, q_ref[...]))
-            dk[...] += of_k
-            dv[...] += of_v
+                if "key" in d_bands:
+                    work[...] = ds
+                    tile.add_to_band(head, beyond, "key", k_ref[...], d_bands["key"])
+                    tile.sum_band(head, beyond, "key", dk)
+                dv[...] += product(tile.dropped(head, p).astype(q.dtype), plan.only(head, of_out))
+                dk[...] += product(ds.astype(q.dtype), plan.only(head, q))
 
         tile.run(is_visited, compute)
 
@@ -405,26 +517,38 @@ def backward_keys(
             dk_ref[...] = (dk[...] * plan.slope).astype(dk_ref.dtype)
             dv_ref[...] = dv[...].astype(dv_ref.dtype)
 
-    rows, columns, lines = over.operands(given)
-    biased = [name for name in columns if name == "bias"]
+    said = over.said(given)
+    biased = [name for name in said.columns if name == "bias"]
+    with_gradient = {name: x for name, x in said.bands.items() if name == "key"}
     state = pltpu.VMEM((plan.block, plan.lanes), jnp.float32)
     sums = pltpu.VMEM((plan.per, plan.block, LANES), jnp.float32)
     of_keys = jax.ShapeDtypeStruct((plan.batch, plan.keys, plan.kv_blocks * plan.lanes), k.dtype)
     of_columns = jax.ShapeDtypeStruct((plan.batch, plan.blocks, plan.per, plan.keys), jnp.float32)
     tile = over.key_tile()
-    dk, dv, d_columns = mosaic_tpu.kernel(
+    dk, dv, d_columns, d_bands = mosaic_tpu.kernel(
         body,
         name="attention_dkv",
         grid=over.grid,
-        sequential=2,
-        inputs=[over.query_tile(), tile, tile, over.query_tile(), *over.specs(rows, columns, lines)],
-        outputs=[tile, tile, dict.fromkeys(biased, over.column_spec(plan.per))],
-        shapes=[of_keys, of_keys, dict.fromkeys(biased, of_columns)],
-        scratch=[state, state, dict.fromkeys(biased, sums), over.down(columns)],
+        sequential=4 if with_gradient else 2,
+        inputs=[over.query_tile(), tile, tile, over.query_tile(), over.specs(said)],
+        outputs=[
+            tile,
+            tile,
+            dict.fromkeys(biased, over.column_spec(plan.per)),
+            over.specs_of_tables(with_gradient, own=True),
+        ],
+        shapes=[
+            of_keys,
+            of_keys,
+            dict.fromkeys(biased, of_columns),
+            over.shapes_of_tables(with_gradient, plan.kv_blocks),
+        ],
+        scratch=[state, state, dict.fromkeys(biased, sums), over.down(said.columns), over.work(said)],
         interpret=plan.interpret,
-    )(plan.packed(q), plan.packed(k), plan.packed(v), plan.packed(gradient), rows, columns, lines)
+    )(plan.packed(q), plan.packed(k), plan.packed(v), plan.packed(gradient), said)
     d_columns = {name: plan.by_head(x, 1) for name, x in d_columns.items()}
-    return plan.unpacked(dk), plan.unpacked(dv), d_columns
+    d_bands = {name: x * plan.slope for name, x in plan.of_bands(d_bands).items()}
+    return plan.unpacked(dk), plan.unpacked(dv), d_columns, d_bands
 
 
 def turn(refs: Mapping[str, Any], down: Mapping[str, Any]) -> None:
@@ -440,8 +564,8 @@ class Passes:
 
     plan: Plan
 
-    def operands(self, given: Given) -> tuple[dict, dict, dict]:
-        """(rows, columns, lines): vectors `[B, blocks or 1, heads of a block or 1, length]`, 32 bits wide."""
+    def said(self, given: Given) -> Given:
+        """As the kernels read it: vectors `[B, blocks or 1, heads of a block or 1, length]`, 32 bits wide, and tables by blocks of heads."""
 
         def vectors(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
             return {
@@ -449,18 +573,40 @@ class Passes:
                 for name, x in arrays.items()
             }
 
-        return vectors(given.rows), vectors(given.columns), self.plan.lines(given)
+        return Given(vectors(given.rows), vectors(given.columns), self.plan.lines(given), self.plan.bands(given))
 
     def _signed(self, x: jax.Array) -> jax.Array:
         return lax.bitcast_convert_type(x, jnp.int32) if x.dtype == jnp.uint32 else x
 
-    def specs(self, rows: dict, columns: dict, lines: dict) -> list[dict]:
-        whole = (None, self.plan.per, self.plan.queries + self.plan.keys)
-        return [
-            {name: self.row_spec(x.shape[2], shared=x.shape[1] == 1) for name, x in rows.items()},
-            {name: self.column_spec(x.shape[2], shared=x.shape[1] == 1) for name, x in columns.items()},
-            dict.fromkeys(lines, pl.BlockSpec(whole, lambda *place: (self.at(*place)[1], 0, 0))),
-        ]
+    def specs(self, said: Given) -> Given:
+        rows = {name: self.row_spec(x.shape[2], shared=x.shape[1] == 1) for name, x in said.rows.items()}
+        columns = {name: self.column_spec(x.shape[2], shared=x.shape[1] == 1) for name, x in said.columns.items()}
+        return Given(rows, columns, self.specs_of_tables(said.lines), self.specs_of_tables(said.bands))
+
+    def specs_of_tables(self, tables: dict, own: bool = False) -> dict:
+        """Of tables `[blocks or 1, rows, columns]` those of a program's block of heads; a key table has blocks of key heads.
+
+        own: of their gradients, which are of each block even where all heads share the table.
+        """
+
+        def spec(name: str, x: Any) -> pl.BlockSpec:
+            def where(*place):
+                c = self.at(*place)[1]
+                of_keys = name == "key" and self.plan.group > 1
+                block = lax.rem(c, self.plan.kv_blocks) if of_keys else c
+                return block if own or x.shape[0] > 1 else 0, 0, 0
+
+            return pl.BlockSpec((None, *x.shape[1:]), where)
+
+        return {name: spec(name, x) for name, x in tables.items()}
+
+    def shapes_of_tables(self, tables: dict, blocks: int) -> dict:
+        """Of their gradients."""
+        return {name: jax.ShapeDtypeStruct((blocks, *x.shape[1:]), jnp.float32) for name, x in tables.items()}
+
+    def work(self, said: Given) -> Any:
+        """Scratch of a tile's shape where there are bands, as small as it may be where there are none."""
+        return pltpu.VMEM((self.plan.block,) * 2 if said.bands else (8, LANES), jnp.float32)
 
     def down(self, vectors: dict) -> dict:
         """Scratch for `turned` vectors."""
@@ -502,7 +648,7 @@ class Passes:
 
 @dataclass(frozen=True)
 class OfQueries(Passes):
-    """Grid (batch, block of heads, tile of queries, step over the tiles of keys that they may see)."""
+    """Grid (block of heads, batch, tile of queries, step over the tiles of keys that they may see)."""
 
     @property
     def steps(self) -> int:
@@ -511,9 +657,9 @@ class OfQueries(Passes):
 
     @property
     def grid(self) -> tuple[int, ...]:
-        return self.plan.batch, self.plan.blocks, self.plan.queries // self.plan.block, self.steps
+        return self.plan.blocks, self.plan.batch, self.plan.queries // self.plan.block, self.steps
 
-    def at(self, b, c, i, step):
+    def at(self, c, b, i, step):
         low, count = self.plan.keys_of(i * self.plan.block, self.plan.block, self.plan.block)
         return b, c, i, low + lax.min(step, count - 1)
 
@@ -527,7 +673,7 @@ class OfQueries(Passes):
 
 @dataclass(frozen=True)
 class OfKeys(Passes):
-    """Grid (batch, block of key heads, tile of keys, place in the group, step over the tiles of queries that may see them)."""
+    """Grid (block of key heads, batch, tile of keys, place in the group, step over the tiles of queries that may see them)."""
 
     @property
     def steps(self) -> int:
@@ -537,9 +683,9 @@ class OfKeys(Passes):
     @property
     def grid(self) -> tuple[int, ...]:
         plan = self.plan
-        return plan.batch, plan.kv_blocks, plan.keys // plan.block, plan.group, self.steps
+        return plan.kv_blocks, plan.batch, plan.keys // plan.block, plan.group, self.steps
 
-    def at(self, b, c, j, g, step):
+    def at(self, c, b, j, g, step):
         low, count = self.plan.queries_of(j * self.plan.block, self.plan.block, self.plan.block)
         return b, g * self.plan.kv_blocks + c, low + lax.min(step, count - 1), j
 

@@ -9,7 +9,18 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from kernels.attention import AttentionMask, Multiply, RowColumn, Toeplitz, attention
+from kernels.attention import (
+    AttentionMask,
+    Clip,
+    LogBuckets,
+    Multiply,
+    Relative,
+    Reverse,
+    RowColumn,
+    Table,
+    Toeplitz,
+    attention,
+)
 from tests.aot.tpus import GENERATIONS, mesh, shape
 
 pytestmark = pytest.mark.aot
@@ -40,6 +51,11 @@ def compile_gradients(
         "row_column": (RowColumn(array(batch, heads, length), array(batch, heads, length)),),
     }
     made["all"] = sum(made.values(), ())
+    made["nezha"] = (Relative(*(Table(array(129, 1, width), Clip(64)) if side else None for side in (1, 0, 1))),)
+    buckets = LogBuckets(256, 512)
+    rows = array(512, heads, width)
+    made["deberta"] = (Relative(query=Table(rows, buckets), key=Table(rows, Reverse(buckets))),)
+    made["transformer_xl"] = (Relative(query=Table(array(2 * length - 1, heads, width), Clip(length - 1))),)
     ids = array(batch, length, dtype=jnp.int32)
     masks = {
         "none": AttentionMask(),
@@ -69,6 +85,15 @@ def test_long_rows_fit_on_the_chip(generation, width, length, terms):
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize(
+    ("terms", "width", "length"),
+    [("nezha", 64, 32768), ("nezha", 128, 8192), ("deberta", 64, 8192), ("transformer_xl", 64, 2048)],
+)
+def test_relative_tables_fit_on_the_chip(generation, terms, width, length):
+    compile_gradients(mesh(generation), width=width, length=length, terms=terms, mask="causal")
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize(
     "call",
     [
         {"terms": "all", "mask": "causal_segments", "dropout": 0.1},
@@ -91,7 +116,7 @@ def test_memory_grows_with_the_length():
     assert many < 2.2 * few and many < 2**28
 
 
-@pytest.mark.parametrize("terms", ["none", "toeplitz", "row_column"])
+@pytest.mark.parametrize("terms", ["none", "toeplitz", "row_column", "nezha"])
 def test_eight_devices_gather_nothing(terms):
     on = mesh("v5e:2x4", data=4, tensor=2)
     divided = PartitionSpec("data", None, "tensor")

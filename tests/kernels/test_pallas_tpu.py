@@ -67,6 +67,32 @@ def test_several_terms_in_tiles_of_several_squares():
         assert np.linalg.norm(got - want) <= 4e-6 * np.linalg.norm(want) + 1e-5 * np.sqrt(want.size)
 
 
+@pytest.mark.parametrize("kind", ["query_and_value", "key_per_head", "key_per_kv_head", "several"])
+def test_relative_tables_grouped_heads_unequal_lengths(kind):
+    sizes = Sizes(B=2, T=100, S=390, N=4, K=2, H=40, W=60)
+    compare(sizes, kind, jnp.float32, mask=AttentionMask(causal=True))
+
+
+def test_relative_tables_in_tiles_of_several_squares():
+    """Of 16 squares those nearest to the diagonal have a product of their own, the others one number a row."""
+    sizes = Sizes(B=1, T=500, S=500, N=1, K=1, H=128, W=128)
+    rng = np.random.default_rng(0)
+    (q, k, v, _), cotangent = inputs(sizes, "none")
+    tables = (
+        Table(rng.standard_normal((2 * span + 1, 1, 128)).astype(np.float32) / 8, Clip(span)) for span in (2, 40, 3)
+    )
+    terms = (Relative(*tables),)
+    found = with_gradients((q, k, v, terms), cotangent, jnp.float32, dropout=(0.1, jax.random.key(1)))
+    expected = truth((q, k, v, terms), cotangent, dropout=(0.1, jax.random.key(1)))
+    for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(got - want) <= 4e-6 * np.linalg.norm(want) + 1e-5 * np.sqrt(want.size)
+
+
+def test_relative_tables_in_bfloat16_within_a_window():
+    sizes = Sizes(T=260, S=260, N=2, K=2, H=64, W=64)
+    compare(sizes, "query_and_value", mask=AttentionMask(window=(150, 140)))
+
+
 def test_dropout_drops_what_the_reference_drops():
     compare(Sizes(T=120, S=120, H=64, W=64), "toeplitz", dropout=(0.2, jax.random.key(5)))
 
@@ -97,7 +123,8 @@ def test_no_output_is_left_and_visited_again():
     """Which a TPU computes wrongly without a word, and plain interpretation rightly: only these parameters raise."""
     sizes = Sizes(B=1, T=260, S=260, N=2, K=1, H=128, W=128)
     (q, k, v, toeplitz), cotangent = inputs(sizes, "toeplitz")
-    terms = (*toeplitz, *inputs(sizes, "multiply")[0][3], *inputs(sizes, "row_column")[0][3])
+    more = (term for kind in ("multiply", "row_column", "several") for term in inputs(sizes, kind)[0][3])
+    terms = (*toeplitz, *more)
     call = {"mask": AttentionMask(causal=True), "dropout": (0.1, jax.random.key(0))}
     found = with_gradients((q, k, v, terms), cotangent, jnp.float32, **call)
     strict = Fused(pallas_tpu.attention, pltpu.InterpretParams()).with_gradients(
@@ -116,7 +143,7 @@ def test_the_same_bits_twice():
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "several"])
 def test_lowers_for_tpu_without_a_tpu(kind):
     sizes = Sizes(T=300, S=300, H=64, W=64)
     (q, k, v, terms), _ = inputs(sizes, kind)
@@ -159,8 +186,8 @@ def test_what_is_chosen_where_nothing_is_named(monkeypatch, chosen, platform, le
     assert api._best(q, q, (), AttentionMask(), Placement.of(None, length, length)) == chosen
 
 
-def _call(dtype=jnp.bfloat16, width=32, **more):
-    q = jnp.ones((1, 8, 2, width), dtype)
+def _call(dtype=jnp.bfloat16, width=32, length=8, **more):
+    q = jnp.ones((1, length, 2, width), dtype)
     return attention(q, q, q, implementation="pallas_tpu", **more)
 
 
@@ -169,7 +196,10 @@ def _call(dtype=jnp.bfloat16, width=32, **more):
     [
         ("bfloat16 and float32, not float16. implementation='xla' does it", {"dtype": jnp.float16}),
         ("at most 256 wide, not 288", {"width": 288}),
-        ("no Relative", {"terms": (Relative(query=Table(jnp.ones((7, 1, 32)), Clip(3))),)}),
+        (
+            "1 tables of 16384 distances do not fit on the chip, of which 5461 do",
+            {"length": 9000, "terms": (Relative(query=Table(jnp.ones((16001, 1, 32)), Clip(8000))),)},
+        ),
         ("no Dense", {"terms": (Dense(jnp.ones((1, 1, 8, 8))),)}),
         ("no Pairwise", {"terms": (Pairwise({"height": jnp.ones(2)}, Waves(0.3)),)}),
         ("not channels", {"terms": (Multiply(jnp.ones((2, 9, 32))),)}),
