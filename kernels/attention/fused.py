@@ -22,11 +22,11 @@ from kernels.attention.dropout import row_words
 from kernels.attention.mask import AttentionMask
 from kernels.attention.positions import Placement
 from kernels.attention.skew import expand
-from kernels.attention.terms import Multiply, Relative, RowColumn, Term, Toeplitz
+from kernels.attention.terms import Multiply, PiecewiseLinear, Relative, RowColumn, Term, Toeplitz
 from kernels.sharded import by_batch_and_heads
 
 # Axes, as `sharded` names them.
-Q, K, V, OUT, ROW, COLUMN, LINE = "b t n h", "b s m h", "b s m w", "b t n w", "b n t", "b n s", "n r"
+Q, K, V, OUT, ROW, COLUMN, LINE, CURVE = "b t n h", "b s m h", "b s m w", "b t n w", "b n t", "b n s", "n r", "n c"
 BAND = {"query": "r n e", "key": "r m e", "value": "r n e"}
 
 # A hidden score, and the least maximum of a row: 2 to the power of their difference is zero, so rows need no second look.
@@ -93,16 +93,19 @@ def _tiles(first: Any, count: int, left: int | None, right: int | None, tiles: i
 class Given(NamedTuple):
     """What masks, terms and dropout say: of each query `[B, T]` or `[B, N, T]`, of each key likewise, of each distance.
 
-    rows: "segments" (−1 sees nothing), "first" and "second" (words of dropout); in the backward passes "lse" and "delta".
+    rows: "segments" (−1 sees nothing), "first" and "second" (words of dropout), "reach" (φ's factor of a `PiecewiseLinear`); in the
+    backward passes "lse" and "delta".
     columns: "segments" (0 is seen by none), "prefix", "bias". lines: "bias" and "factor", `[N, T + S − 1]`, the sum of `Toeplitz` terms
     and the product of `Multiply` terms from the smallest relative position on. bands: "query", "key", "value", the tables of `Relative`
-    terms, `[R, N or K or 1, H]`, where a kernel lays them out. Biases are multiplied by log2(e).
+    terms, `[R, N or K or 1, H]`, where a kernel lays them out. curves: "curve", of a `PiecewiseLinear` `[N, 2 + 2M]`, the line, M slopes and
+    M knots, whose φ is the line "distance". Biases are multiplied by log2(e); a curve is not.
     """
 
     rows: dict[str, jax.Array]
     columns: dict[str, jax.Array]
     lines: dict[str, jax.Array]
     bands: dict[str, jax.Array]
+    curves: dict[str, jax.Array]
 
     @classmethod
     def of(
@@ -145,24 +148,35 @@ class Given(NamedTuple):
         factors = [_line(term, call) for term in terms if isinstance(term, Multiply)]
         if factors:
             lines["factor"] = functools.reduce(jnp.multiply, factors)
-        return cls(rows, columns, lines, {})
+        curves = {}
+        for term in terms:
+            if isinstance(term, PiecewiseLinear):
+                shared = jnp.broadcast_to(term.distance, (call.heads, *term.distance.shape))
+                lines["distance"] = _line(Toeplitz(shared, term.zero), call)
+                rows["reach"] = padded(term.row_scale.astype(jnp.float32), call.queries)
+                knots = jnp.broadcast_to(term.knots, term.slopes.shape)
+                curves["curve"] = jnp.concatenate([term.line, term.slopes, knots], axis=1).astype(jnp.float32)
+        return cls(rows, columns, lines, {}, curves)
 
     def with_rows(self, **more: jax.Array) -> Given:
         return self._replace(rows=self.rows | more)
 
     def gradients(
         self,
-        d_columns: dict[str, jax.Array],
-        d_lines: dict[str, jax.Array],
-        d_bands: dict[str, jax.Array] | None = None,
+        *,
+        rows: dict[str, jax.Array] | None = None,
+        columns: dict[str, jax.Array] | None = None,
+        lines: dict[str, jax.Array] | None = None,
+        bands: dict[str, jax.Array] | None = None,
+        curves: dict[str, jax.Array] | None = None,
     ) -> Given:
         """The cotangent of what a call was given: of bases 2 from those of scores in base e, None for integers."""
         columns, lines = (
-            {name: x * math.log(2) if name == "bias" else x for name, x in found.items()}
-            for found in (d_columns, d_lines)
+            {name: x * math.log(2) if name == "bias" else x for name, x in (found or {}).items()}
+            for found in (columns, lines)
         )
-        rows = {name: None for name in self.rows if name not in ("lse", "delta")}
-        return Given(rows, {name: columns.get(name) for name in self.columns}, lines, d_bands or {})
+        rows = {name: (rows or {}).get(name) for name in self.rows if name not in ("lse", "delta")}
+        return Given(rows, {name: columns.get(name) for name in self.columns}, lines, bands or {}, curves or {})
 
 
 def _line(term: Toeplitz | Multiply, call: Call) -> jax.Array:
@@ -178,7 +192,7 @@ def refusals_of_masks(terms: tuple[Term, ...], mask: AttentionMask, placement: P
     reasons = []
     if mask.block is not None:
         reasons.append("it has no block mask")
-    distant = any(isinstance(term, Toeplitz | Multiply | Relative) for term in terms)
+    distant = any(isinstance(term, Toeplitz | Multiply | Relative | PiecewiseLinear) for term in terms)
     if placement.offset is None and (mask.causal or mask.window is not None or distant):
         reasons.append("distances need contiguous positions, the same struct for queries and keys")
     return reasons
@@ -195,7 +209,7 @@ def divided(
     rows = {name: kinds[x.ndim][0] for name, x in given.rows.items()}
     columns = {name: kinds[x.ndim][1] for name, x in given.columns.items()}
     bands = {name: "r o e" if x.shape[1] == 1 else BAND[name] for name, x in given.bands.items()}
-    axes_of_given = Given(rows, columns, dict.fromkeys(given.lines, LINE), bands)
+    axes_of_given = Given(rows, columns, dict.fromkeys(given.lines, LINE), bands, dict.fromkeys(given.curves, CURVE))
     arrays = (*(x for x, _ in operands), given)
     leaves, tree = jax.tree.flatten(arrays)
     axes = jax.tree.leaves((*(a for _, a in operands), axes_of_given))

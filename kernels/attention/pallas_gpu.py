@@ -155,7 +155,7 @@ def _backward(plan: Plan, saved: Any, gradient: Array):
     d_lines = {}
     if given.lines:
         (d_lines["bias"],) = run(lambda *parts: (backward_table(*parts),), results=(LINE,))
-    return dq, dk, dv, given.gradients({"bias": db}, d_lines)
+    return dq, dk, dv, given.gradients(columns={"bias": db}, lines=d_lines)
 
 
 _core.defvjp(_forward, _backward)
@@ -200,7 +200,7 @@ def _relative_backward(band: Band, saved: Any, d: Any):
         lambda here, *parts: pallas_gpu_relative.backward_keys(dataclasses.replace(band, plan=here), *parts),
         results=(K, V),
     )
-    return dq, dk, dv, d_sides, given.gradients({}, {})
+    return dq, dk, dv, d_sides, given.gradients()
 
 
 def _axes_of_sides(band: Band) -> Sides:

@@ -1,8 +1,8 @@
 """Fused attention for TPUs, by Pallas on Mosaic: forward and backward in memory linear in length.
 
 What it takes: bfloat16 and float32, heads up to 256 wide, grouped keys, causal, prefix and window masks, segment ids, key padding,
-dropout; any sum of `Toeplitz`, `Multiply`, `RowColumn` and `Relative` terms. Whatever else is asked for is refused by name; `xla` computes
-it. The kernels themselves are in `pallas_tpu_passes`.
+dropout; any sum of `Toeplitz`, `Multiply`, `RowColumn` and `Relative` terms, with one `PiecewiseLinear`. Whatever else is asked for is refused by
+name; `xla` computes it. The kernels themselves are in `pallas_tpu_passes`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from kernels.attention.fused import (
     BAND,
     COLUMN,
+    CURVE,
     LINE,
     OUT,
     ROW,
@@ -38,9 +39,10 @@ from kernels.attention.pallas_tpu_bands import Band
 from kernels.attention.pallas_tpu_passes import Plan, backward_keys, backward_queries, forward
 from kernels.attention.positions import Placement
 from kernels.attention.skew import expand
-from kernels.attention.terms import Multiply, Relative, RowColumn, Table, Term, Toeplitz
+from kernels.attention.terms import Multiply, PiecewiseLinear, Relative, RowColumn, Table, Term, Toeplitz
 from kernels.mosaic_tpu import Interpret
 
+_COMPUTED = RowColumn | Toeplitz | Multiply | Relative | PiecewiseLinear
 _WIDTHS = (32, 64, 128, 256)
 _BLOCKS = (512, 256, 128)
 # Bytes of on-chip memory for tables and their gradients, of the 16 MiB that a v4 has.
@@ -157,13 +159,13 @@ def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, p
         reasons.append(f"it multiplies bfloat16 and float32, not {q.dtype}")
     if max(q.shape[3], v.shape[3]) > _WIDTHS[-1]:
         reasons.append(f"its heads are at most {_WIDTHS[-1]} wide, not {max(q.shape[3], v.shape[3])}")
-    other = sorted(
-        {type(term).__name__ for term in terms if not isinstance(term, RowColumn | Toeplitz | Multiply | Relative)}
-    )
+    other = sorted({type(term).__name__ for term in terms if not isinstance(term, _COMPUTED)})
     if other:
         reasons.append(f"it has no {' and no '.join(other)}")
     if any(isinstance(term, Multiply) and term.values.ndim == 3 for term in terms):
         reasons.append("it multiplies scores, not channels: Multiply has one value a head and distance")
+    if sum(isinstance(term, PiecewiseLinear) for term in terms) > 1:
+        reasons.append("it has one PiecewiseLinear at most")
     reasons += refusals_of_masks(terms, mask, placement)
     if not reasons:
         band = _band(terms, placement, q.shape[1], v.shape[1])
@@ -196,13 +198,15 @@ def _backward(plan: Plan, saved: Any, gradient: Array):
     of_keys = {name: bands.pop(name) for name in ("key",) if name in bands}
     columns = {name: COLUMN for name in given.columns if name == "bias"}
     run = functools.partial(_trees, plan, operands, given)
-    dq, d_lines, d_bands = run(backward_queries, (Q, lines, bands))
+    curves, rows = dict.fromkeys(given.curves, CURVE), {name: ROW for name in given.rows if name == "reach"}
+    dq, d_lines, d_bands, d_curves, d_rows = run(backward_queries, (Q, lines, bands, curves, rows))
     dk, dv, d_columns, d_key = run(backward_keys, (K, V, columns, of_keys))
+    d_rows = {name: jnp.sum(x, axis=1) for name, x in d_rows.items()}
     d_bands = {
         name: (jnp.sum(x, axis=1, keepdims=True) if given.bands[name].shape[1] == 1 else x).astype(q.dtype)
         for name, x in (d_bands | d_key).items()
     }
-    return dq, dk, dv, given.gradients(d_columns, d_lines, d_bands)
+    return dq, dk, dv, given.gradients(rows=d_rows, columns=d_columns, lines=d_lines, bands=d_bands, curves=d_curves)
 
 
 def _trees(plan: Plan, operands: tuple, given: Given, function: Callable[..., tuple], results: tuple) -> tuple:

@@ -15,6 +15,7 @@ Sources: Dao 2023 (arXiv:2307.08691) for the passes; Huang et al. 2018 (arXiv:18
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from kernels import mosaic_tpu
 from kernels.attention.dropout import keep
 from kernels.attention.fused import FLOOR, HIDDEN, Call, Given
 from kernels.attention.pallas_tpu_bands import Band, Squares
+from kernels.attention.pallas_tpu_curve import REGISTER, Curve
 from kernels.attention.pallas_tpu_diagonals import add_along_diagonals, along_diagonals
 
 LANES = 128
@@ -143,17 +145,15 @@ def turned(row: jax.Array) -> jax.Array:
 class Tile:
     """One tile of scores, queries down and keys across, or `transposed`, keys down and queries across.
 
-    rows, columns: refs of what `Given` says of the tile's queries and keys, those that stand down as `turned` columns. lines, bands: refs
-    of the tables. work: a ref of the tile's shape where there are bands.
+    said: refs of what `Given` says, of rows and columns those that stand down as `turned` columns. block: of heads. work: a ref of the
+    tile's shape where there are bands.
     """
 
     plan: Plan
     first_query: Any
     first_key: Any
-    rows: Mapping[str, Any]
-    columns: Mapping[str, Any]
-    lines: Mapping[str, Any]
-    bands: Mapping[str, Any]
+    said: Given
+    block: Any
     work: Any
     transposed: bool = False
 
@@ -169,10 +169,10 @@ class Tile:
         return ref[own : own + 1, :]
 
     def of_queries(self, name: str, head: int) -> jax.Array:
-        return (self._across if self.transposed else self._down)(self.rows[name], head)
+        return (self._across if self.transposed else self._down)(self.said.rows[name], head)
 
     def of_keys(self, name: str, head: int) -> jax.Array:
-        return (self._down if self.transposed else self._across)(self.columns[name], head)
+        return (self._down if self.transposed else self._across)(self.said.columns[name], head)
 
     def _index(self, axis: int) -> jax.Array:
         return lax.broadcasted_iota(jnp.int32, self.shape, axis)
@@ -186,7 +186,7 @@ class Tile:
 
     def on_line(self, name: str, head: int) -> jax.Array:
         """Of every entry the value at its relative position."""
-        line = self.lines[name]
+        line = self.said.lines[name]
         return along_diagonals(line.at[head : head + 1], self._start(), self.plan.block, transposed=self.transposed)
 
     def add_to_line(self, line: Any, head: int, values: jax.Array) -> None:
@@ -206,9 +206,9 @@ class Tile:
         """q, k and v as they meet in this tile: beyond the band with the end rows of the tables."""
 
         def added(name: str, x: jax.Array) -> jax.Array:
-            if not beyond or name not in self.bands:
+            if not beyond or name not in self.said.bands:
                 return x
-            return (x.astype(jnp.float32) + self.plan.band.end(self.distance, self.bands[name])).astype(x.dtype)
+            return (x.astype(jnp.float32) + self.plan.band.end(self.distance, self.said.bands[name])).astype(x.dtype)
 
         return added("key", q), added("query", k), added("value", v)
 
@@ -216,12 +216,12 @@ class Tile:
         """⟨q_i, k_j⟩ and what tables add to it, of q and k `with_ends`."""
         down, across = (k, q) if self.transposed else (q, k)
         total = product_of_rows(self.plan.only(head, down), across)
-        if beyond and {"query", "key"} <= set(self.bands):
-            ends = [self.plan.band.end(self.distance, self.bands[name]) for name in ("query", "key")]
+        if beyond and {"query", "key"} <= set(self.said.bands):
+            ends = [self.plan.band.end(self.distance, self.said.bands[name]) for name in ("query", "key")]
             total = total - jnp.sum(self.plan.only(head, ends[0] * ends[1]), axis=1, keepdims=True)
-        if not beyond and "query" in self.bands:
+        if not beyond and "query" in self.said.bands:
             total = total + self._met(head, q, "query")
-        if not beyond and "key" in self.bands:
+        if not beyond and "key" in self.said.bands:
             total = total + self._met(head, k, "key")
         return total
 
@@ -229,11 +229,11 @@ class Tile:
         """⟨dO_i, v_j⟩ and what a table of values adds to it, of v `with_ends`."""
         down, across = (v, gradient) if self.transposed else (gradient, v)
         total = product_of_rows(self.plan.only(head, down), across)
-        return total if beyond or "value" not in self.bands else total + self._met(head, gradient, "value")
+        return total if beyond or "value" not in self.said.bands else total + self._met(head, gradient, "value")
 
     def _met(self, head: int, x: jax.Array, name: str) -> jax.Array:
         keys_down = name == "key"
-        self.squares(keys_down).meet(self.plan.only(head, x), self.bands[name], self.work)
+        self.squares(keys_down).meet(self.plan.only(head, x), self.said.bands[name], self.work)
         met = self.work[...]
         return met if keys_down == self.transposed else met.T
 
@@ -250,17 +250,21 @@ class Tile:
         """Adds to `total` the rows of a table, by the entries that stand in `work`; beyond the band `with_ends` has done it."""
         if not beyond:
             only = functools.partial(self.plan.only, head)
-            self.squares(name == "key").sum_rows(self.work, self.bands[name], only, total)
+            self.squares(name == "key").sum_rows(self.work, self.said.bands[name], only, total)
 
     def scores(self, head: int, products: jax.Array, masked: bool) -> jax.Array:
         """log2(e) · (scale · products + biases), HIDDEN where the key is not visible. `masked`: the band hides some."""
         s = products * self.plan.scale
-        if "factor" in self.lines:
+        if "factor" in self.said.lines:
             s = s * self.on_line("factor", head)
-        if "bias" in self.lines:
+        if "bias" in self.said.lines:
             s = s + self.on_line("bias", head)
-        if "bias" in self.columns:
+        if "bias" in self.said.columns:
             s = s + self.of_keys("bias", head)
+        if self.said.curves:
+            s = s + math.log2(math.e) * self.curve(head).at(
+                self.on_line("distance", head) * self.of_queries("reach", head)
+            )
         visible = []
         if masked or self.plan.past_or_prefix:
             r = self.relative_positions()
@@ -270,11 +274,14 @@ class Tile:
             visible.append(r <= self.plan.right)
         if self.plan.past_or_prefix:
             visible.append((r <= 0) | (self.of_keys("prefix", head) > 0))
-        if "segments" in self.rows:
+        if "segments" in self.said.rows:
             visible.append(self.of_queries("segments", head) == self.of_keys("segments", head))
         for part in visible:
             s = jnp.where(part, s, HIDDEN)
         return s
+
+    def curve(self, head: int) -> Curve:
+        return Curve(self.said.curves["curve"], self.block * self.plan.per + head)
 
     def dropped(self, head: int, values: jax.Array) -> jax.Array:
         """Dropout of probabilities, and of their cotangents; the bits are those of `kernels.attention.dropout`."""
@@ -302,7 +309,7 @@ class Tile:
 
     def run(self, is_visited: Any, compute: Callable[[bool, bool], None]) -> None:
         """compute(masked, beyond), where the tile is visited at all: whether the mask's band hides some, and whether it is beyond the tables'."""
-        if self.bands:
+        if self.said.bands:
             beyond = self.plan.band.beyond(self.distance, self.plan.block)
             pl.when(is_visited & jnp.logical_not(beyond))(lambda: compute(self.plan.banded, False))
             self._run(is_visited & beyond, lambda masked: compute(masked, True))
@@ -323,13 +330,12 @@ def forward(plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, given: Given) 
     over = OfQueries(plan)
 
     def body(q_ref, k_ref, v_ref, said, out_ref, lse_ref, top, mass, total, added, down, work):
-        rows, columns, lines, bands = said
         first_query, first_key, step, is_visited = over.place()
-        tile = Tile(plan, first_query, first_key, down, columns, lines, bands, work)
+        tile = Tile(plan, first_query, first_key, said._replace(rows=down), pl.program_id(0), work)
 
         @pl.when(step == 0)
         def begin():
-            turn(rows, down)
+            turn(said.rows, down)
             top[...] = jnp.full(top.shape, FLOOR, jnp.float32)
             mass[...] = jnp.zeros(mass.shape, jnp.float32)
             total[...] = jnp.zeros(total.shape, jnp.float32)
@@ -345,7 +351,7 @@ def forward(plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, given: Given) 
                 p = jnp.exp2(s - highers[-1])
                 sums.append(jnp.sum(p, axis=1, keepdims=True))
                 kept = tile.dropped(head, p)
-                if "value" in bands:
+                if "value" in said.bands:
                     work[...] = kept
                     tile.sum_band(head, beyond, "value", added)
                 added[...] += product(kept.astype(v.dtype), plan.only(head, v))
@@ -386,26 +392,27 @@ def forward(plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, given: Given) 
 
 def backward_queries(
     plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array, given: Given
-) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
-    """The gradients of q, of the lines, `[N, T + S − 1]`, and of the query and value tables, `[R, N, H]`, summed over the batch.
-
-    The rows hold lse and delta too.
+) -> tuple[jax.Array, dict, dict, dict, dict]:
+    """The gradients of q, and, summed over the batch, of the lines, `[N, T + S − 1]`, the query and value tables, `[R, N, H]`, and the
+    curves; and of the rows' reach, `[B, N, T]`. The rows hold lse and delta too.
     """
     over = OfQueries(plan)
 
-    def body(q_ref, k_ref, v_ref, gradient_ref, said, dq_ref, d_lines, d_bands, total, down, work):
-        rows, columns, lines, bands = said
+    def body(
+        q_ref, k_ref, v_ref, gradient_ref, said, dq_ref, d_lines, d_bands, d_curves, d_rows, total, reach, down, work
+    ):
         first_query, first_key, step, is_visited = over.place()
-        tile = Tile(plan, first_query, first_key, down, columns, lines, bands, work)
+        tile = Tile(plan, first_query, first_key, said._replace(rows=down), pl.program_id(0), work)
 
         @pl.when(step == 0)
         def begin():
-            turn(rows, down)
-            total[...] = jnp.zeros(total.shape, jnp.float32)
+            turn(said.rows, down)
+            for sums in (total, *reach.values()):
+                sums[...] = jnp.zeros(sums.shape, jnp.float32)
 
         @pl.when((step == 0) & (first_query == 0) & (pl.program_id(1) == 0))
         def begin_tables():
-            for table in (*d_lines.values(), *d_bands.values()):
+            for table in (*d_lines.values(), *d_bands.values(), *d_curves.values()):
                 table[...] = jnp.zeros(table.shape, jnp.float32)
 
         def compute(masked, beyond):
@@ -418,9 +425,15 @@ def backward_queries(
                 if "value" in d_bands:
                     work[...] = tile.dropped(head, p)
                     tile.add_to_band(head, beyond, "value", of_out, d_bands["value"])
-                if "bias" in lines:
+                if "bias" in said.lines:
                     tile.add_to_line(d_lines["bias"], head, ds)
-                if "factor" in lines:
+                if "curve" in said.curves:
+                    distance, own = tile.on_line("distance", head), tile.of_queries("reach", head)
+                    du = tile.curve(head).gradients(distance * own, ds, d_curves["curve"].at[head])
+                    tile.add_to_line(d_lines["distance"], head, du * own)
+                    of_reach = jnp.sum(du * distance, axis=1, keepdims=True)
+                    reach["reach"][head] += jnp.broadcast_to(of_reach, reach["reach"].shape[1:])
+                if "factor" in said.lines:
                     tile.add_to_line(d_lines["factor"], head, ds * products)
                     ds = ds * tile.on_line("factor", head)
                 if "query" in d_bands:
@@ -434,29 +447,52 @@ def backward_queries(
         @pl.when(step == over.steps - 1)
         def end():
             dq_ref[...] = (total[...] * plan.slope).astype(dq_ref.dtype)
+            for name, sums in reach.items():
+                for head in range(plan.per):
+                    d_rows[name][head : head + 1, :] = sums[head].T[:1]
 
     said = over.said(given)
     with_gradient = {name: x for name, x in said.bands.items() if name != "key"}
     tile = over.query_tile()
-    dq, d_lines, d_bands = mosaic_tpu.kernel(
+    reaches = [name for name in said.rows if name == "reach"]
+    state = pltpu.VMEM((plan.block, plan.lanes), jnp.float32)
+    curve = {name: (plan.per, x.shape[1], *REGISTER) for name, x in said.curves.items()}
+    dq, d_lines, d_bands, d_curves, d_rows = mosaic_tpu.kernel(
         body,
         name="attention_dq",
         grid=over.grid,
-        sequential=3 if said.lines or with_gradient else 1,
+        sequential=3 if said.lines or with_gradient or curve else 1,
         inputs=[tile, over.key_tile(), over.key_tile(), tile, over.specs(said)],
-        outputs=[tile, over.specs_of_tables(said.lines), over.specs_of_tables(with_gradient, own=True)],
+        outputs=[
+            tile,
+            over.specs_of_tables(said.lines),
+            over.specs_of_tables(with_gradient, own=True),
+            {name: pl.BlockSpec((None, *shape), lambda c, *_: (c, 0, 0, 0, 0)) for name, shape in curve.items()},
+            dict.fromkeys(reaches, over.row_spec(plan.per)),
+        ],
         shapes=[
             jax.ShapeDtypeStruct((plan.batch, plan.queries, plan.blocks * plan.lanes), q.dtype),
             over.shapes_of_tables(said.lines, plan.blocks),
             over.shapes_of_tables(with_gradient, plan.blocks),
+            {name: jax.ShapeDtypeStruct((plan.blocks, *shape), jnp.float32) for name, shape in curve.items()},
+            dict.fromkeys(
+                reaches, jax.ShapeDtypeStruct((plan.batch, plan.blocks, plan.per, plan.queries), jnp.float32)
+            ),
         ],
-        scratch=[pltpu.VMEM((plan.block, plan.lanes), jnp.float32), over.down(said.rows), over.work(said)],
+        scratch=[
+            state,
+            dict.fromkeys(reaches, pltpu.VMEM((plan.per, plan.block, LANES), jnp.float32)),
+            over.down(said.rows),
+            over.work(said),
+        ],
         interpret=plan.interpret,
     )(plan.packed(q), plan.packed(k), plan.packed(v), plan.packed(gradient), said)
-    slopes = {"bias": 1.0, "factor": plan.slope, "query": plan.slope, "value": 1.0}
+    slopes = {"bias": 1.0, "distance": 1.0, "factor": plan.slope, "query": plan.slope, "value": 1.0}
     d_lines = {name: plan.by_head(x, 0)[..., 1:] * slopes[name] for name, x in d_lines.items()}
     d_bands = {name: x * slopes[name] for name, x in plan.of_bands(d_bands).items()}
-    return plan.unpacked(dq), d_lines, d_bands
+    d_curves = {name: plan.by_head(jnp.sum(x, axis=(3, 4)), 0) for name, x in d_curves.items()}
+    d_rows = {name: plan.by_head(x, 1) for name, x in d_rows.items()}
+    return plan.unpacked(dq), d_lines, d_bands, d_curves, d_rows
 
 
 def backward_keys(
@@ -466,9 +502,9 @@ def backward_keys(
     over = OfKeys(plan)
 
     def body(q_ref, k_ref, v_ref, gradient_ref, said, dk_ref, dv_ref, d_columns, d_bands, dk, dv, db, down, work):
-        rows, columns, lines, bands = said
         first_query, first_key, (group, step), is_visited = over.place()
-        tile = Tile(plan, first_query, first_key, rows, down, lines, bands, work, transposed=True)
+        block = group * plan.kv_blocks + pl.program_id(0)
+        tile = Tile(plan, first_query, first_key, said._replace(columns=down), block, work, transposed=True)
 
         @pl.when((group == 0) & (step == 0))
         def begin():
@@ -482,7 +518,7 @@ def backward_keys(
 
         @pl.when(step == 0)
         def begin_head():
-            turn(columns, down)
+            turn(said.columns, down)
             for sums in db.values():
                 sums[...] = jnp.zeros(sums.shape, jnp.float32)
 
@@ -495,7 +531,7 @@ def backward_keys(
                 p, ds = tile.gradients(head, products, of_p, masked)
                 for sums in db.values():
                     sums[head] += jnp.broadcast_to(jnp.sum(ds, axis=1, keepdims=True), sums.shape[1:])
-                if "factor" in lines:
+                if "factor" in said.lines:
                     ds = ds * tile.on_line("factor", head)
                 if "key" in d_bands:
                     work[...] = ds
@@ -573,7 +609,9 @@ class Passes:
                 for name, x in arrays.items()
             }
 
-        return Given(vectors(given.rows), vectors(given.columns), self.plan.lines(given), self.plan.bands(given))
+        curves = {name: self.plan.by_group(x, 0).reshape(-1, x.shape[1]) for name, x in given.curves.items()}
+        lines, bands = self.plan.lines(given), self.plan.bands(given)
+        return Given(vectors(given.rows), vectors(given.columns), lines, bands, curves)
 
     def _signed(self, x: jax.Array) -> jax.Array:
         return lax.bitcast_convert_type(x, jnp.int32) if x.dtype == jnp.uint32 else x
@@ -581,7 +619,8 @@ class Passes:
     def specs(self, said: Given) -> Given:
         rows = {name: self.row_spec(x.shape[2], shared=x.shape[1] == 1) for name, x in said.rows.items()}
         columns = {name: self.column_spec(x.shape[2], shared=x.shape[1] == 1) for name, x in said.columns.items()}
-        return Given(rows, columns, self.specs_of_tables(said.lines), self.specs_of_tables(said.bands))
+        lines, bands = self.specs_of_tables(said.lines), self.specs_of_tables(said.bands)
+        return Given(rows, columns, lines, bands, dict.fromkeys(said.curves, pl.BlockSpec(memory_space=pltpu.SMEM)))
 
     def specs_of_tables(self, tables: dict, own: bool = False) -> dict:
         """Of tables `[blocks or 1, rows, columns]` those of a program's block of heads; a key table has blocks of key heads.

@@ -14,6 +14,7 @@ from kernels.attention import (
     Clip,
     LogBuckets,
     Multiply,
+    PiecewiseLinear,
     Relative,
     Reverse,
     RowColumn,
@@ -55,6 +56,9 @@ def compile_gradients(
     buckets = LogBuckets(256, 512)
     rows = array(512, heads, width)
     made["deberta"] = (Relative(query=Table(rows, buckets), key=Table(rows, Reverse(buckets))),)
+    made["fire"] = (
+        PiecewiseLinear(array(2 * length - 1), array(batch, length), array(32), array(heads, 32), array(heads, 2)),
+    )
     made["transformer_xl"] = (Relative(query=Table(array(2 * length - 1, heads, width), Clip(length - 1))),)
     ids = array(batch, length, dtype=jnp.int32)
     masks = {
@@ -86,7 +90,13 @@ def test_long_rows_fit_on_the_chip(generation, width, length, terms):
 @pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize(
     ("terms", "width", "length"),
-    [("nezha", 64, 32768), ("nezha", 128, 8192), ("deberta", 64, 8192), ("transformer_xl", 64, 2048)],
+    [
+        ("nezha", 64, 32768),
+        ("nezha", 128, 8192),
+        ("deberta", 64, 8192),
+        ("transformer_xl", 64, 2048),
+        ("fire", 64, 32768),
+    ],
 )
 def test_relative_tables_fit_on_the_chip(generation, terms, width, length):
     compile_gradients(mesh(generation), width=width, length=length, terms=terms, mask="causal")
@@ -123,6 +133,6 @@ def test_eight_devices_gather_nothing(terms):
     sizes = {"batch": 4, "heads": 8, "kv_heads": 4}
     text = compile_gradients(on, terms=terms, mask="causal_segments", dropout=0.1, divided=divided, **sizes).as_text()
     assert "all-gather" not in text and "bf16[1,512,4,64]" in text, "a device has 1 of 4 rows and 4 of 8 heads"
-    assert ("all-reduce" in text) == (terms == "toeplitz"), (
+    assert ("all-reduce" in text) == (terms in ("toeplitz", "nezha")), (
         "the gradient of a table that all rows share is summed over them"
     )

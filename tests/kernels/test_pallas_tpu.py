@@ -17,6 +17,7 @@ from kernels.attention import (
     Dense,
     Multiply,
     Pairwise,
+    PiecewiseLinear,
     Positions,
     Relative,
     Table,
@@ -67,8 +68,8 @@ def test_several_terms_in_tiles_of_several_squares():
         assert np.linalg.norm(got - want) <= 4e-6 * np.linalg.norm(want) + 1e-5 * np.sqrt(want.size)
 
 
-@pytest.mark.parametrize("kind", ["query_and_value", "key_per_head", "key_per_kv_head", "several"])
-def test_relative_tables_grouped_heads_unequal_lengths(kind):
+@pytest.mark.parametrize("kind", ["query_and_value", "key_per_head", "key_per_kv_head", "several", "piecewise_linear"])
+def test_tables_and_curves_grouped_heads_unequal_lengths(kind):
     sizes = Sizes(B=2, T=100, S=390, N=4, K=2, H=40, W=60)
     compare(sizes, kind, jnp.float32, mask=AttentionMask(causal=True))
 
@@ -123,7 +124,9 @@ def test_no_output_is_left_and_visited_again():
     """Which a TPU computes wrongly without a word, and plain interpretation rightly: only these parameters raise."""
     sizes = Sizes(B=1, T=260, S=260, N=2, K=1, H=128, W=128)
     (q, k, v, toeplitz), cotangent = inputs(sizes, "toeplitz")
-    more = (term for kind in ("multiply", "row_column", "several") for term in inputs(sizes, kind)[0][3])
+    more = (
+        term for kind in ("multiply", "row_column", "several", "piecewise_linear") for term in inputs(sizes, kind)[0][3]
+    )
     terms = (*toeplitz, *more)
     call = {"mask": AttentionMask(causal=True), "dropout": (0.1, jax.random.key(0))}
     found = with_gradients((q, k, v, terms), cotangent, jnp.float32, **call)
@@ -143,7 +146,7 @@ def test_the_same_bits_twice():
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "several"])
+@pytest.mark.parametrize("kind", [*KINDS, "several", "piecewise_linear"])
 def test_lowers_for_tpu_without_a_tpu(kind):
     sizes = Sizes(T=300, S=300, H=64, W=64)
     (q, k, v, terms), _ = inputs(sizes, kind)
@@ -186,6 +189,9 @@ def test_what_is_chosen_where_nothing_is_named(monkeypatch, chosen, platform, le
     assert api._best(q, q, (), AttentionMask(), Placement.of(None, length, length)) == chosen
 
 
+CURVE = PiecewiseLinear(jnp.ones(9), jnp.ones((1, 8)), jnp.ones(3), jnp.ones((2, 3)), jnp.ones((2, 2)))
+
+
 def _call(dtype=jnp.bfloat16, width=32, length=8, **more):
     q = jnp.ones((1, length, 2, width), dtype)
     return attention(q, q, q, implementation="pallas_tpu", **more)
@@ -200,6 +206,7 @@ def _call(dtype=jnp.bfloat16, width=32, length=8, **more):
             "1 tables of 16384 distances do not fit on the chip, of which 5461 do",
             {"length": 9000, "terms": (Relative(query=Table(jnp.ones((16001, 1, 32)), Clip(8000))),)},
         ),
+        ("one PiecewiseLinear at most", {"terms": (CURVE, CURVE)}),
         ("no Dense", {"terms": (Dense(jnp.ones((1, 1, 8, 8))),)}),
         ("no Pairwise", {"terms": (Pairwise({"height": jnp.ones(2)}, Waves(0.3)),)}),
         ("not channels", {"terms": (Multiply(jnp.ones((2, 9, 32))),)}),
