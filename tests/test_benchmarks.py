@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import attention, attention_memory, pretraining_step, startup
+from benchmarks import attention, attention_memory, path, pretraining_step, startup
 from benchmarks import input as input_benchmark
 from benchmarks.report import table
 from benchmarks.training import Training, random_batch
@@ -148,3 +148,10 @@ def test_attention(tmp_path, capsys):
     assert len(tables) == 2 and len(rows) == 10
     assert_numbers(rows, "attention")
     assert len((tmp_path / "rows").read_text().splitlines()) == 14
+
+
+def test_path(capsys):
+    path.main(["--lengths=16", "--tokens=32", "--heads=1", "--head-dim=8", "--repeats=1", "--compiled="])
+    (rows,) = printed_tables(capsys)
+    assert rows[0]["÷ attention"] == "1"
+    assert [row[""] for row in rows][2:] == ["PaTH (xla)", "PaTH (xla), forget gate"]

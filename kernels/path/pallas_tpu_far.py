@@ -93,12 +93,18 @@ def _forward(plan: Plan, given: Arrays, fixed: dict[str, Arrays]) -> tuple[jax.A
 
         @pl.when(_met(plan, pl.program_id(2), step))
         def _():
-            scores = _scores(plan, given, values(queries), values(keys), carried[...], step)
-            new = jnp.maximum(top[...], jnp.max(scores, axis=1, keepdims=True))
-            weights, less = jnp.exp(scores - new), jnp.exp(top[...] - new)
-            total[...] = total[...] * less + jnp.sum(weights, axis=1, keepdims=True)
-            sums[...] = sums[...] * less + product(weights, given["v"][...], "nn", plan.digits)
-            top[...] = new
+            k = product(carried[...], given["k"][...], "nt", plan.fine).astype(plan.dtype)
+            # In two halves, so that the products of one can run beside the softmax of the other.
+            for start in (0, plan.block // 2):
+                here = slice(start, start + plan.block // 2)
+                scores = product(given["q"][here], k, "nn", plan.digits)
+                own = {name: ref[here] for name, ref in queries.items()}
+                scores = _masked(plan, scores, own, values(keys), step, start)
+                new = jnp.maximum(top[here], jnp.max(scores, axis=1, keepdims=True))
+                weights, less = jnp.exp(scores - new), jnp.exp(top[here] - new)
+                total[here] = total[here] * less + jnp.sum(weights, axis=1, keepdims=True)
+                sums[here] = sums[here] * less + product(weights, given["v"][...], "nn", plan.digits)
+                top[here] = new
             carried[...] = product(carried[...], given["p"][...], "nn", 24)
 
         @pl.when(step == plan.reach - 1)
@@ -133,12 +139,12 @@ def _to_queries(plan: Plan, given: Arrays, fixed: dict[str, Arrays], rows: Array
 
         @pl.when(_met(plan, pl.program_id(2), step))
         def _():
-            k = product(given["k"][...], carried[...], "nt", plan.fine)
-            scores = product(given["q"][...], k, "nt", plan.digits)
+            k = product(carried[...], given["k"][...], "nt", plan.fine)
+            scores = product(given["q"][...], k, "nn", plan.digits)
             scores = _masked(plan, scores, values(queries), values(keys), step)
             d_weights = product(given["d_out"][...], given["v"][...], "nt", plan.digits)
             d_scores = jnp.exp(scores - rows["lse"][...]) * (d_weights - rows["delta"][...])
-            d_q[...] += product(d_scores, k, "nn", plan.digits)
+            d_q[...] += product(d_scores, k, "nt", plan.digits)
             carried[...] = product(carried[...], given["p"][...], "nn", 24)
 
     shape = jax.ShapeDtypeStruct(given["q"].shape, jnp.float32)
@@ -149,13 +155,12 @@ def _met(plan: Plan, tile: jax.Array, step: jax.Array) -> jax.Array:
     return step < plan.first + tile
 
 
-def _scores(plan: Plan, given, queries: Arrays, keys: Arrays, carried: jax.Array, step: jax.Array) -> jax.Array:
-    k = product(given["k"][...], carried, "nt", plan.fine)
-    return _masked(plan, product(given["q"][...], k, "nt", plan.digits), queries, keys, step)
-
-
-def _masked(plan: Plan, scores: jax.Array, queries: Arrays, keys: Arrays, step: jax.Array, axis: int = 0) -> jax.Array:
-    return masked(plan, scores, queries, keys, (step + 1) * plan.block, causal=False, query_axis=axis)
+def _masked(
+    plan: Plan, scores: jax.Array, queries: Arrays, keys: Arrays, step: jax.Array, start: int = 0, axis: int = 0
+) -> jax.Array:
+    """Of a block of queries, from its `start` on, by the keys `step` + 1 blocks before it."""
+    ahead = (step + 1) * plan.block + start
+    return masked(plan, scores, queries, keys, ahead, causal=False, query_axis=axis)
 
 
 def _right_to_left(plan: Plan, body, name: str, given: Arrays, fixed, rows: Arrays, shapes: list, scratch: list) -> Any:
