@@ -131,14 +131,14 @@ def test_the_kind_of_tokenizer_is_a_part_with_arguments(tmp_path, capsys):
 
 @pytest.fixture
 def few_cases(monkeypatch):
-    all_cases, path_case = selfcheck.cases, selfcheck.path_case
+    all_cases, other_cases = selfcheck.cases, selfcheck.other_cases
 
     def few():
         small = all_cases(length=12, width=4)
         return {name: small[name] for name in ("causal, window, segments", "Relative, value")}
 
     monkeypatch.setattr(selfcheck, "cases", few)
-    monkeypatch.setattr(selfcheck, "path_case", lambda: path_case(length=6, width=4))
+    monkeypatch.setattr(selfcheck, "other_cases", lambda: other_cases(length=6, width=4))
 
 
 def test_selfcheck_compares_what_exists_and_says_what_does_not(few_cases, capsys):
@@ -146,7 +146,7 @@ def test_selfcheck_compares_what_exists_and_says_what_does_not(few_cases, capsys
     shown = capsys.readouterr().out
     assert "jax  " in shown and "devices" in shown and "all agree" in shown
     rows = [line for line in shown.splitlines() if " xla " in line]
-    assert len(rows) == 3 and rows[2].startswith("PaTH")
+    assert len(rows) == 5 and rows[2].startswith("PaTH") and rows[3].startswith("Toeplitz product")
     for row in rows:
         forward, gradients = map(float, row.split()[-2:])
         assert 0 <= forward <= selfcheck.TOLERANCE and 0 <= gradients <= selfcheck.TOLERANCE

@@ -1,4 +1,4 @@
-"""`python -m zoo selfcheck`: versions, devices, and every attention implementation against its plain twin."""
+"""`python -m zoo selfcheck`: versions, devices, and every kernel that this device can run against its plain twin."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
 
     devices = jax.devices()
     print(f"{'devices':<18}{len(devices)} x {devices[0].device_kind} ({devices[0].platform})\n")
-    print(f"{'attention with':<28}{'implementation':<16}{'forward':>10}{'gradients':>12}")
+    print(f"{'attention with, or':<28}{'implementation':<16}{'forward':>10}{'gradients':>12}")
     rows, absent = [], {}
     for row in compare_all():
         rows.append(row)
@@ -79,7 +79,7 @@ class Row:
 
 
 def compare_all() -> Iterator[Row]:
-    """Every implementation beside the reference, on every kind of term and mask, and PaTH attention."""
+    """Every implementation beside the reference: attention on every kind of term and mask, PaTH attention, Toeplitz products."""
     import jax
     import jax.numpy as jnp
 
@@ -95,7 +95,15 @@ def compare_all() -> Iterator[Row]:
                     continue
                 given = jax.tree.map(jnp.bfloat16, arrays) if name in BFLOAT16 else arrays
                 yield _compare(case, name, given, terms, mask)
-        yield _compare_path()
+        for case, (arrays, call) in other_cases().items():
+            expected = _value_and_gradients(call, arrays, {"implementation": "reference"})
+            for name in ("xla", "pallas_tpu"):
+                absent = _not_here(name)
+                if absent:
+                    yield Row(case, name, absent=absent)
+                    continue
+                found = _value_and_gradients(call, arrays, {"implementation": name})
+                yield Row(case, name, _distance(found[0], expected[0]), _distance(found[1], expected[1]))
 
 
 def _not_here(name: str) -> str:
@@ -123,40 +131,26 @@ def _compare(case: str, name: str, arrays: Any, terms: Any, mask: Any) -> Row:
     return Row(case, name, _distance(found[0], expected[0]), _distance(found[1], expected[1]))
 
 
-def _compare_path() -> Row:
-    """PaTH attention with a forget gate, in blocks against its definition."""
-    from kernels.path import path_attention
-
-    def attend(implementation: str) -> Any:
-        def call(q: Any, k: Any, v: Any, w: Any, beta: Any, log_forget: Any) -> Any:
-            return path_attention(q, k, v, w, beta, log_forget=log_forget, implementation=implementation)
-
-        return call
-
-    found, expected = (_value_and_gradients(attend(name), path_case(), {}) for name in ("xla", "reference"))
-    return Row("PaTH, with a forget gate", "xla", _distance(found[0], expected[0]), _distance(found[1], expected[1]))
-
-
 def _run(implementation: str, arrays: Any, terms: Any, mask: Any) -> tuple[Any, Any]:
     from kernels.attention import attention
 
     def call(*arrays: Any, terms: Any) -> Any:
         return attention(*arrays, terms=terms, mask=mask, implementation=implementation)
 
-    return _value_and_gradients(call, arrays, {"terms": terms})
+    return _value_and_gradients(lambda arrays, terms: call(*arrays, terms=terms), (arrays, terms), {})
 
 
-def _value_and_gradients(call: Callable[..., Any], arrays: Any, others: dict[str, Any]) -> tuple[Any, Any]:
+def _value_and_gradients(call: Callable[..., Any], arrays: Any, static: dict[str, Any]) -> tuple[Any, Any]:
     """(output, gradients in every array given) of one weighted sum of the output."""
     import jax
     import jax.numpy as jnp
 
-    def loss(arrays: Any, others: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
-        out = call(*arrays, **others)
+    def loss(arrays: Any) -> tuple[jax.Array, jax.Array]:
+        out = call(*arrays, **static)
         wide = out.astype(jnp.float32)
         return jnp.sum(wide * jnp.cos(jnp.arange(out.size).reshape(out.shape))), out
 
-    (_, out), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(arrays, others)
+    (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays)
     return out, gradients
 
 
@@ -228,9 +222,12 @@ def cases(batch: int = 1, length: int = 600, heads: int = 2, width: int = 16) ->
     }
 
 
-def path_case(length: int = 300, heads: int = 2, width: int = 16) -> tuple[Any, ...]:
-    """(q, k, v, w, β, ln f) of PaTH attention; long enough for several blocks."""
+def other_cases(length: int = 300, heads: int = 2, width: int = 16) -> dict[str, tuple[Any, Callable[..., Any]]]:
+    """Name → (arrays, a function of them and of `implementation`); long enough for several blocks."""
     import numpy as np
+
+    from kernels.path import path_attention
+    from kernels.toeplitz import toeplitz_matmul
 
     rng = np.random.default_rng(1)
     q, k, v, w = (rng.standard_normal((1, length, heads, width), np.float32) for _ in range(4))
@@ -238,4 +235,19 @@ def path_case(length: int = 300, heads: int = 2, width: int = 16) -> tuple[Any, 
         2 * rng.random((1, length, heads), np.float32),
         np.log(rng.random((1, length, heads), np.float32)),
     )
-    return q, k, v, w / np.linalg.norm(w, axis=-1, keepdims=True), beta, log_forget
+    table = rng.standard_normal((heads, 2 * length - 1), np.float32)
+
+    def path(q: Any, k: Any, v: Any, w: Any, beta: Any, log_forget: Any, implementation: Any) -> Any:
+        return path_attention(q, k, v, w, beta, log_forget=log_forget, implementation=implementation)
+
+    def causal(t: Any, x: Any, implementation: Any) -> Any:
+        return toeplitz_matmul(t, x, causal=True, implementation=implementation)
+
+    return {
+        "PaTH, with a forget gate": (
+            (q, k, v, w / np.linalg.norm(w, axis=-1, keepdims=True), beta, log_forget),
+            path,
+        ),
+        "Toeplitz product": ((table, v), toeplitz_matmul),
+        "Toeplitz product, causal": ((table[:, :length], v), causal),
+    }
