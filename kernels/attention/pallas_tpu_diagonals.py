@@ -39,16 +39,16 @@ def unskewed(square: jax.Array, *, transposed: bool = False) -> tuple[jax.Array,
     return jnp.where(from_high, nothing, moved), jnp.where(from_high, moved, nothing)
 
 
-def along_diagonals(line: Any, start: jax.Array, block: int, *, transposed: bool = False) -> jax.Array:
-    """float32 `[block, block]`, constant along diagonals: entry (y, x) is line[0, start + x − y], transposed line[0, start + y − x].
+def along_diagonals(lines: Any, row: int, start: jax.Array, block: int, *, transposed: bool = False) -> jax.Array:
+    """float32 `[block, block]`, constant along diagonals: entry (y, x) is lines[row, start + x − y], transposed lines[row, start + y − x].
 
-    line: a ref `[1, length]`; `start` is a multiple of 128 and `block` away from both ends.
+    lines: a ref `[rows, length]`; `start` is a multiple of 128 and `block` away from both ends.
     """
     count = block // SQUARE
 
     def values(chunk: int) -> jax.Array:
         here = pl.multiple_of(start + chunk * SQUARE, SQUARE)
-        return jnp.broadcast_to(line[:, pl.ds(here, SQUARE)], (SQUARE, SQUARE))
+        return jnp.broadcast_to(lines[row : row + 1, pl.ds(here, SQUARE)], (SQUARE, SQUARE))
 
     chunks = {c: values(c) for c in range(-count, count)}
     squares = {c: skewed(chunks[c - 1], chunks[c], transposed=transposed) for c in range(1 - count, count)}
@@ -56,8 +56,8 @@ def along_diagonals(line: Any, start: jax.Array, block: int, *, transposed: bool
     return jnp.concatenate([jnp.concatenate(row, axis=1) for row in rows], axis=0)
 
 
-def add_along_diagonals(line: Any, start: jax.Array, tile: jax.Array) -> None:
-    """The transpose of `along_diagonals`, not transposed: adds each diagonal's sum to its entry of the ref `line`."""
+def add_along_diagonals(lines: Any, row: int, start: jax.Array, tile: jax.Array) -> None:
+    """The transpose of `along_diagonals`, not transposed: adds each diagonal's sum to its entry of a row of the ref `lines`."""
     count = tile.shape[0] // SQUARE
     sums: dict[int, list[jax.Array]] = {c: [] for c in range(1 - count, count)}
     for y in range(count):
@@ -70,4 +70,4 @@ def add_along_diagonals(line: Any, start: jax.Array, tile: jax.Array) -> None:
         chunks[c].append(high)
     for c, parts in chunks.items():
         here = pl.ds(pl.multiple_of(start + c * SQUARE, SQUARE), SQUARE)
-        line[:, here] += jnp.sum(sum(parts[1:], parts[0]), axis=0, keepdims=True)
+        lines[row : row + 1, here] += jnp.sum(sum(parts[1:], parts[0]), axis=0, keepdims=True)

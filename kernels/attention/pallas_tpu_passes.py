@@ -186,11 +186,11 @@ class Tile:
 
     def on_line(self, name: str, head: int) -> jax.Array:
         """Of every entry the value at its relative position."""
-        line = self.said.lines[name]
-        return along_diagonals(line.at[head : head + 1], self._start(), self.plan.block, transposed=self.transposed)
+        lines = self.said.lines[name]
+        return along_diagonals(lines, head, self._start(), self.plan.block, transposed=self.transposed)
 
-    def add_to_line(self, line: Any, head: int, values: jax.Array) -> None:
-        add_along_diagonals(line.at[head : head + 1], self._start(), values)
+    def add_to_line(self, lines: Any, head: int, values: jax.Array) -> None:
+        add_along_diagonals(lines, head, self._start(), values)
 
     @property
     def distance(self) -> Any:
