@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -181,61 +182,61 @@ def _gradients(plan: Plan, table, x, dy, *refs) -> None:
         d_table[0, 0] = transform.table_back(total[...])
 
 
+@dataclass(frozen=True)
 class _Transform:
-    """Within a kernel: sequences `[rows, 128]` to spectra `[2 M, 128]`, real parts over imaginary ones, and back."""
+    """Within a kernel: sequences `[rows, 128]` to spectra `[2 M, 128]`, real parts over imaginary ones, and back by references
+    to the matrices."""
 
-    def __init__(self, plan: Plan, enter, leave, enter_table, leave_table, across, twiddle):
-        self.plan, self.twiddle = plan, twiddle
-        self.enter, self.leave, self.enter_table, self.leave_table, self.across = (
-            enter,
-            leave,
-            enter_table,
-            leave_table,
-            across,
-        )
+    plan: Plan
+    enter: Any
+    leave: Any
+    enter_table: Any
+    leave_table: Any
+    across: Any
+    twiddle: Any
 
     def of_tokens(self, z: Array) -> Array:
-        return self._across(self._times(self.enter, z))
+        return self._across(self._product(_pieces(self.enter), self._split(z)))
 
     def of_table(self, g: Array) -> Array:
-        return self._across(self._times(self.enter_table, g))
+        return self._across(self._product(_pieces(self.enter_table), self._split(g)))
 
     def back(self, spectrum: Array) -> Array:
-        return self._times(self.leave, self._back_across(spectrum))
+        return self._product(_pieces(self.leave), self._split(self._back_across(spectrum)))
 
     def table_back(self, spectrum: Array) -> Array:
-        return self._times(self.leave_table, self._back_across(spectrum))
+        return self._product(_pieces(self.leave_table), self._split(self._back_across(spectrum)))
 
     def _across(self, rows: Array) -> Array:
+        """From the right by Re + i Im, which stand side by side."""
         m = self.plan.inner
-        by_parts = self._times(_times(rows, self.twiddle[...]), self.across)
-        of_real, of_imaginary = by_parts[:m], by_parts[m:]
-        real = of_real[:, :_LANES] - of_imaginary[:, _LANES:]
-        return jnp.concatenate([real, of_real[:, _LANES:] + of_imaginary[:, :_LANES]])
+        by_parts = self._product(self._split(_times(rows, self.twiddle[...])), _pieces(self.across))
+        (rr, ri), (ir, ii) = ((x[:, :_LANES], x[:, _LANES:]) for x in (by_parts[:m], by_parts[m:]))
+        return jnp.concatenate([rr - ii, ri + ir])
 
     def _back_across(self, spectrum: Array) -> Array:
+        """From the right by Re − i Im."""
         m = self.plan.inner
-        by_parts = self._times(spectrum, self.across)
-        of_real, of_imaginary = by_parts[:m], by_parts[m:]
-        real = of_real[:, :_LANES] + of_imaginary[:, _LANES:]
-        rows = jnp.concatenate([real, of_imaginary[:, :_LANES] - of_real[:, _LANES:]])
-        return _times(rows, self.twiddle[...], conjugate=True)
+        by_parts = self._product(self._split(spectrum), _pieces(self.across))
+        (rr, ri), (ir, ii) = ((x[:, :_LANES], x[:, _LANES:]) for x in (by_parts[:m], by_parts[m:]))
+        return _times(jnp.concatenate([rr + ii, ir - ri]), self.twiddle[...], conjugate=True)
 
-    def _times(self, a, b) -> Array:
-        """The product of a matrix and an array, in either order, as exactly as the plan says."""
-        a, b = (self._pieces(x) for x in (a, b))
-        precision = jax.lax.Precision.HIGHEST if self.plan.exact else None
-        total = None
-        for i, x in enumerate(a):
-            for y in b[: 2 - i]:
-                product = jnp.dot(x, y, precision=precision, preferred_element_type=jnp.float32)
-                total = product if total is None else total + product
-        return total
-
-    def _pieces(self, x) -> list[Array]:
-        if not isinstance(x, jax.Array):  # a matrix, which comes in pieces
-            return [x[i] for i in range(x.shape[0])]
+    def _split(self, x: Array) -> list[Array]:
         return _split(x, self.plan.exact)
+
+    def _product(self, a: list[Array], b: list[Array]) -> Array:
+        """Of two matrices in pieces, without that of their small ones."""
+        precision = jax.lax.Precision.HIGHEST if self.plan.exact else None
+        products = [
+            jnp.dot(x, y, precision=precision, preferred_element_type=jnp.float32)
+            for i, x in enumerate(a)
+            for y in b[: 2 - i]
+        ]
+        return functools.reduce(jnp.add, products)
+
+
+def _pieces(matrix) -> list[Array]:
+    return [matrix[i] for i in range(matrix.shape[0])]
 
 
 def _times(a: Array, b: Array, conjugate: bool = False) -> Array:
@@ -330,16 +331,20 @@ def _from_outer(plan: Plan, y: Array, rows: int, parts: int) -> Array:
 
 
 def _twiddled(plan: Plan, x: Array, conjugate: bool) -> Array:
-    """x ∘ ω_size^{k m} over k = 0 … outer − 1 and m < M · 128, which is ω^{128 k a} ω^{k b} for m = 128 a + b."""
+    """x ∘ ω_size^{k m} over k < outer and m < 128 M, as ω^{128 k a} ω^{k b} for m = 128 a + b, from two small tables in float64."""
     k = np.arange(plan.outer)[:, None]
     large, small = (
-        np.exp(2j * np.pi / plan.size * (k * step * np.arange(count)[None]) * (1 if conjugate else -1))
-        for step, count in ((_LANES, plan.inner), (1, _LANES))
+        np.exp((2j if conjugate else -2j) * np.pi / plan.size * k * places)
+        for places in (_LANES * np.arange(plan.inner), np.arange(_LANES))
     )
-    large, small = (jnp.asarray(np.stack([x.real, x.imag]), jnp.float32) for x in (large, small))
-    (lr, li), (sr, si) = large[:, :, :, None], small[:, :, None]
+    lr, li, sr, si = (jnp.asarray(part, jnp.float32) for x in (large, small) for part in (x.real, x.imag))
+    lr, li, sr, si = (
+        lr[None, None, :, :, None],
+        li[None, None, :, :, None],
+        sr[None, None, :, None],
+        si[None, None, :, None],
+    )
     tr, ti = lr * sr - li * si, lr * si + li * sr
-    tr, ti = tr[None, None], ti[None, None]
     real, imaginary = x[:, :, :, 0], x[:, :, :, 1]
     return jnp.stack([real * tr - imaginary * ti, real * ti + imaginary * tr], axis=3)
 

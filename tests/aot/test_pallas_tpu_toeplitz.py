@@ -6,32 +6,16 @@ Needs libtpu of JAX's version, whose compiler says so where an operation or the 
 from __future__ import annotations
 
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from kernels.toeplitz import pallas_tpu, toeplitz_matmul
-
-# Of libtpu: ask no cloud where this machine is, and let others use it at the same time.
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-
-SMALLEST = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+from tests.aot.tpus import GENERATIONS, mesh, shape
 
 pytestmark = pytest.mark.aot
-
-
-@functools.cache
-def chips(generation):
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=SMALLEST[generation]).devices
-    except Exception as error:  # whatever a missing libtpu raises
-        pytest.skip(f"libtpu is not installed: {str(error)[:100]}")
 
 
 def compile_gradients(
@@ -43,18 +27,12 @@ def compile_gradients(
     heads=2,
     batch=2,
     channels=64,
-    by=None,
+    divided=False,
     implementation="pallas_tpu",
     form=None,
 ):
-    """The compiled product and its gradients to t and x, on as many devices as the specs `by` of t and x divide them among."""
-    size, (of_t, of_x) = (1, (PartitionSpec(),) * 2) if by is None else (2, by)
-    devices = np.array(chips(generation)[: size * size]).reshape(size, size)
-    mesh = Mesh(devices, ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
-
-    def shape(*axes, dtype, spec):
-        return jax.ShapeDtypeStruct(axes, dtype, sharding=NamedSharding(mesh, spec))
-
+    """The compiled product and its gradients to t and x; divided, on two by two devices."""
+    on = mesh(generation, *((2, 2) if divided else (1, 1)))
     call = functools.partial(toeplitz_matmul, causal=causal, implementation=implementation)
     if form is not None:
         call = functools.partial(pallas_tpu.toeplitz_matmul, causal=causal, form=form)
@@ -63,14 +41,15 @@ def compile_gradients(
         y, pull = jax.vjp(call, t, x)
         return y, *pull(dy)
 
-    t = shape(heads, length if causal else 2 * length - 1, dtype=jnp.float32, spec=of_t)
-    x = shape(batch, length, heads, channels, dtype=dtype, spec=of_x)
+    columns = length if causal else 2 * length - 1
+    t = shape(on, heads, columns, dtype=jnp.float32, spec=PartitionSpec("tensor"))
+    x = shape(on, batch, length, heads, channels, dtype=dtype, spec=PartitionSpec("data", None, "tensor"))
     return jax.jit(both).trace(t, x, x).lower(lowering_platforms=("tpu",)).compile()
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("length", [1, 300, 2048, 8192])
-@pytest.mark.parametrize("generation", SMALLEST)
+@pytest.mark.parametrize("generation", GENERATIONS)
 def test_compiles_and_fits(generation, length, dtype):
     """The compiler refuses what takes more than the chip has, at the most rows of a block and beyond."""
     text = compile_gradients(generation, length, dtype, batch=3).as_text()
@@ -84,7 +63,7 @@ def test_fits_the_chip_of_the_least_memory(form, length, dtype):
     compile_gradients("v4", length, dtype, form=form)
 
 
-@pytest.mark.parametrize("generation", SMALLEST)
+@pytest.mark.parametrize("generation", GENERATIONS)
 def test_causal_and_one_channel_of_many_heads(generation):
     compile_gradients(generation, 2048, jnp.bfloat16, causal=True, heads=64, batch=8, channels=1)
 
@@ -101,6 +80,7 @@ def test_memory_is_linear_in_length():
 @pytest.mark.parametrize("implementation", ["pallas_tpu", "xla"])
 def test_four_devices_gather_nothing(implementation):
     """dt is summed over the devices of the batch."""
-    by = PartitionSpec("tensor"), PartitionSpec("data", None, "tensor")
-    compiled = compile_gradients("v5e", 40, jnp.float32, batch=4, heads=4, by=by, implementation=implementation)
-    assert "all-gather" not in compiled.as_text() and "all-reduce" in compiled.as_text()
+    compiled = compile_gradients(
+        "v5e", 40, jnp.float32, batch=4, heads=4, divided=True, implementation=implementation
+    ).as_text()
+    assert "all-gather" not in compiled and "all-reduce" in compiled
