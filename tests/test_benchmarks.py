@@ -11,10 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import attention, attention_memory, path, pretraining_step, startup
+from benchmarks import attention, attention_memory, path, pretraining_step, startup, toeplitz
 from benchmarks import input as input_benchmark
+from benchmarks.bundles import longest_loop
 from benchmarks.report import table
 from benchmarks.training import Training, random_batch
+from kernels.toeplitz import toeplitz_matmul
 from tests.faults.corpus import WORDS, write_corpus
 from zoo.errors import UserError
 from zoo.tasks.masked_lm import MaskedLM
@@ -81,6 +83,31 @@ def test_attention_memory(capsys):
     assert_numbers(rows, "term", "pass")
     reference = [row for name, row in rows[0].items() if name.startswith("reference, T")]
     assert [float(growth) for growth in reference] == pytest.approx([4.0], rel=0.05), "[N, T, T] in fp32"
+
+
+def test_toeplitz(capsys):
+    toeplitz.main(["--lengths=32", "--tokens=64", "--heads=2", "--channels=2", "--causal", "--repeats=1"])
+    (rows,) = printed_tables(capsys)
+    assert [row["product"] for row in rows] == ["ours (xla)", "jnp.fft, plainly", "dense"]
+    assert rows[0]["÷ ours"] == "1"
+    assert_numbers(rows, "product")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_plain_fft_computes_the_same(causal):
+    t, x, _ = toeplitz.Setting(2, 11, 3, 4, causal, "float32").arrays()
+    expected = toeplitz_matmul(t, x, causal=causal)
+    np.testing.assert_allclose(toeplitz.plain_fft(t, x, causal=causal), expected, atol=1e-5)
+
+
+def test_the_longest_loop_of_a_schedule():
+    """A loop of three bundles within one of six, then one of two; addresses count from 0."""
+    marks = ["", "LB: >", ": >", "LB: >>", ": >>", ": >>", "PF: >", "", "LB: >", ": >", ""]
+    lines = [
+        f"   {i:#x} {mark if mark.startswith(('LB', 'PF')) else '   ' + (mark or ':')} {{ }}"
+        for i, mark in enumerate(marks)
+    ]
+    assert longest_loop("header\n" + "\n".join(lines)) == 3
 
 
 def test_startup(tmp_path, capsys):

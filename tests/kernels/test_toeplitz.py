@@ -276,11 +276,18 @@ def test_sizes_of_transforms():
 
 
 def test_gradients_take_five_real_transforms():
-    """x, dy and t forward, dx and dt back; none is complex, as JAX's own transpose of rfft is."""
+    """x, dy and t forward, dx and dt back."""
     t, x, dy = (jnp.asarray(a, jnp.float32) for a in inputs(32, False))
     gradients = jax.jit(lambda t, x, dy: jax.vjp(toeplitz_matmul, t, x)[1](dy))
     kinds = re.findall(r"fft_type=(\w+)", gradients.lower(t, x, dy).compile().as_text())
     assert sorted(kinds) == ["IRFFT"] * 2 + ["RFFT"] * 3
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_is_kept_for_the_backward_pass_is_the_arguments(dtype):
+    t, x = jnp.ones((3, 39)), jnp.ones((2, 20, 3, 4), dtype)
+    kept = jax.tree.leaves(jax.eval_shape(lambda t, x: jax.vjp(toeplitz_matmul, t, x)[1], t, x))
+    assert sorted((a.shape, a.dtype) for a in kept) == sorted((a.shape, a.dtype) for a in (x, t))
 
 
 @pytest.mark.parametrize(("form", "causal"), [("xla", False), ("xla", True), ("direct", True), ("dft", False)])
