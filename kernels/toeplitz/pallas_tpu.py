@@ -27,7 +27,7 @@ Form = Literal["direct", "dft"]
 # Bundles of a forward and a backward pass together, as compiled for v5e (docs/kernels.md), in bfloat16 and in float32: of a step
 # of the direct form, fixed and for each row; of a pair of sequences by transforms, fixed and for each 128 points of the circle.
 _STEP = {True: (216, 1.9), False: (1000, 12.0)}
-_PAIR = {True: (20, 19.6), False: (400, 44.8)}
+_PAIR = {True: (100, 18.5), False: (500, 43.5)}
 _FILL = 170  # to make and to sum up one block of the skewed table
 
 
