@@ -62,7 +62,7 @@ def path_attention(
     left = mask.band[0]
     if left is not None and placement.offset is not None:
         reach = min(reach, -(-left // block))
-    plan = Plan(block, min(_PIECE, block), blocks - tiles, reach, left, jnp.dtype(q.dtype), interpret)
+    plan = Plan(block, _PIECE, blocks - tiles, reach, left, jnp.dtype(q.dtype), interpret)
     of_queries = functools.partial(_padded, before=0, length=tiles * block)
     of_keys = functools.partial(_padded, before=front, length=length)
 
