@@ -85,9 +85,9 @@ def main(argv: list[str]) -> int:
 
 
 def program(
-    model: str, generation: str, length: int, implementation: str, tokens: int, layers: int | None = None
+    model: str, generation: str, length: int, implementation: str | None, tokens: int, layers: int | None = None
 ) -> dict[str, Any]:
-    """Facts of one compiled update, or why there is none."""
+    """Facts of one compiled update, or why there is none. implementation: None lets the kernels choose, for the platform of the mesh."""
     tree = plain(base(model, dtype="bfloat16", pooler=False, max_length=length))
     tree["mixer"]["implementation"] = implementation
     if layers is not None:

@@ -36,7 +36,8 @@ from kernels.attention.fused import (
 )
 from kernels.attention.mask import AttentionMask
 from kernels.attention.pallas_tpu_bands import Band
-from kernels.attention.pallas_tpu_passes import Plan, backward_keys, backward_queries, forward
+from kernels.attention.pallas_tpu_passes import backward_keys, backward_queries, forward
+from kernels.attention.pallas_tpu_plan import Plan
 from kernels.attention.positions import Placement
 from kernels.attention.skew import expand
 from kernels.attention.terms import Multiply, PiecewiseLinear, Relative, RowColumn, Table, Term, Toeplitz

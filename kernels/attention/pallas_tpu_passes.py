@@ -1,22 +1,16 @@
 """The kernels of `pallas_tpu`: one forward and two backward passes over square tiles of scores.
 
-Operands stay `[B, T, heads · width]`: a program has one block of at least 128 lanes, with one head of it or several side by side, and no
-array is transposed or padded to 128 lanes a head in the device's memory. A head's product contracts all lanes of the block with those of
-other heads set to zero, which costs the matrix unit the same as the padding would.
-
 Forward and dq own a tile of queries and run over the tiles of keys; dkv owns a tile of keys and has its scores transposed, keys by queries.
-Tiles that the mask's band hides are neither fetched nor computed, those wholly inside it are not masked. The sums of diagonals, of which
-the gradients of tables are made, stay in on-chip memory while a program runs over one row of the batch. Everything is added in the order of the
-grid: the same bits in every run.
+Tiles that the mask's band hides are neither fetched nor computed, those wholly inside it are not masked. Gradients of tables are sums that
+stay in on-chip memory while a program runs over the batch of one block of heads. Everything is added in the order of the grid: the same bits
+in every run.
 
-Sources: Dao 2023 (arXiv:2307.08691) for the passes; Huang et al. 2018 (arXiv:1809.04281) for the skew.
+Source: Dao 2023 (arXiv:2307.08691).
 """
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,302 +21,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels import mosaic_tpu
-from kernels.attention.dropout import keep
-from kernels.attention.fused import FLOOR, HIDDEN, Call, Given
-from kernels.attention.pallas_tpu_bands import Band, Squares
-from kernels.attention.pallas_tpu_curve import REGISTER, Curve
-from kernels.attention.pallas_tpu_diagonals import add_along_diagonals, along_diagonals
-
-LANES = 128
-
-
-@dataclass(frozen=True)
-class Plan(Call):
-    """A call, the side of its square tiles, and where its tables of relative positions are not constant.
-
-    q, k and v have heads of one width, which divides 128 or is a multiple of it.
-    """
-
-    block: int
-    band: Band | None
-
-    @property
-    def lanes(self) -> int:
-        """Lanes of one block of heads."""
-        return max(self.width, LANES)
-
-    @property
-    def per(self) -> int:
-        """Heads in one block of lanes."""
-        return self.lanes // self.width
-
-    @property
-    def kv_blocks(self) -> int:
-        return -(-self.kv_heads // self.per)
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of query heads: those that read the first block of key heads with their first query head, and so on."""
-        return self.group * self.kv_blocks
-
-    def by_group(self, x: jax.Array, axis: int) -> jax.Array:
-        """Query (or key) heads along `axis` as blocks of heads: axes [blocks, heads of a block], missing heads zero.
-
-        Head n of a block meets head n of the block of keys, so query heads are ordered by their place in their group first.
-        """
-        group = x.shape[axis] // self.kv_heads
-        x = x.reshape(*x.shape[:axis], self.kv_heads, group, *x.shape[axis + 1 :])
-        x = jnp.moveaxis(x, axis + 1, axis)
-        missing = [(0, 0)] * x.ndim
-        missing[axis + 1] = (0, self.kv_blocks * self.per - self.kv_heads)
-        x = jnp.pad(x, missing)
-        return x.reshape(*x.shape[:axis], group * self.kv_blocks, self.per, *x.shape[axis + 2 :])
-
-    def by_head(self, x: jax.Array, axis: int) -> jax.Array:
-        """The inverse of `by_group`."""
-        group = x.shape[axis] // self.kv_blocks
-        x = x.reshape(*x.shape[:axis], group, self.kv_blocks * self.per, *x.shape[axis + 2 :])
-        x = jnp.moveaxis(lax.slice_in_dim(x, 0, self.kv_heads, axis=axis + 1), axis, axis + 1)
-        return x.reshape(*x.shape[:axis], group * self.kv_heads, *x.shape[axis + 2 :])
-
-    def packed(self, x: jax.Array) -> jax.Array:
-        """`[B, T, heads, width]` → `[B, T, blocks · lanes]`."""
-        return self.by_group(x, 2).reshape(*x.shape[:2], -1)
-
-    def unpacked(self, x: jax.Array) -> jax.Array:
-        return self.by_head(x.reshape(*x.shape[:2], -1, self.per, self.width), 2)
-
-    def only(self, head: int, x: jax.Array) -> jax.Array:
-        """x `[length, lanes]` with the lanes of all other heads zero."""
-        if self.per == 1:
-            return x
-        lane = lax.broadcasted_iota(jnp.int32, x.shape, 1)
-        return jnp.where((lane >= head * self.width) & (lane < (head + 1) * self.width), x, jnp.zeros_like(x))
-
-    def side_by_side(self, columns: list[jax.Array]) -> jax.Array:
-        """`[block, 1]` of each head → `[block, lanes]`, each in the lanes of its head."""
-        lane = lax.broadcasted_iota(jnp.int32, (self.block, self.lanes), 1)
-        out = jnp.broadcast_to(columns[0], lane.shape)
-        for head, column in enumerate(columns[1:], start=1):
-            out = jnp.where(lane >= head * self.width, column, out)
-        return out
-
-    def lines(self, given: Given) -> dict[str, jax.Array]:
-        """`[blocks, per, T + S]` each: column T is that of r = −offset, where a query and the key of its index meet."""
-        padding = ((0, 0), (1, 0))  # the first column is of no pair
-        return {name: self.by_group(jnp.pad(x, padding), 0) for name, x in given.lines.items()}
-
-    def bands(self, given: Given) -> dict[str, jax.Array]:
-        """`[blocks or 1, R, lanes]` each, of tables `[R, heads, width]`."""
-        return {
-            name: jnp.tile(x[:, 0], (1, self.per))[None]
-            if x.shape[1] == 1
-            else jnp.moveaxis(self.packed(x[None])[0].reshape(x.shape[0], -1, self.lanes), 1, 0)
-            for name, x in given.bands.items()
-        }
-
-    def of_bands(self, bands: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """`[R, heads, width]` each: what lay in blocks of lanes."""
-        return {name: self.unpacked(jnp.moveaxis(x, 0, 1).reshape(1, x.shape[1], -1))[0] for name, x in bands.items()}
-
-
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a · b in float32."""
-    return jnp.dot(a, b, preferred_element_type=jnp.float32)
-
-
-def product_of_rows(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a · bᵀ in float32."""
-    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-
-
-def turned(row: jax.Array) -> jax.Array:
-    """`[1, length]` → `[length, 128]`, the row's values down every column."""
-    return jnp.broadcast_to(row, (LANES, row.shape[1])).T
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One tile of scores, queries down and keys across, or `transposed`, keys down and queries across.
-
-    said: refs of what `Given` says, of rows and columns those that stand down as `turned` columns. block: of heads. work: a ref of the
-    tile's shape where there are bands.
-    """
-
-    plan: Plan
-    first_query: Any
-    first_key: Any
-    said: Given
-    block: Any
-    work: Any
-    transposed: bool = False
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.plan.block, self.plan.block
-
-    def _down(self, ref: Any, head: int) -> jax.Array:
-        return ref[min(head, ref.shape[0] - 1)][:, :1]
-
-    def _across(self, ref: Any, head: int) -> jax.Array:
-        own = min(head, ref.shape[0] - 1)
-        return ref[own : own + 1, :]
-
-    def of_queries(self, name: str, head: int) -> jax.Array:
-        return (self._across if self.transposed else self._down)(self.said.rows[name], head)
-
-    def of_keys(self, name: str, head: int) -> jax.Array:
-        return (self._down if self.transposed else self._across)(self.said.columns[name], head)
-
-    def _index(self, axis: int) -> jax.Array:
-        return lax.broadcasted_iota(jnp.int32, self.shape, axis)
-
-    def key_index(self) -> jax.Array:
-        return self._index(int(not self.transposed)) + self.first_key
-
-    def relative_positions(self) -> jax.Array:
-        keys, queries = self._index(int(not self.transposed)), self._index(int(self.transposed))
-        return keys - queries + (self.distance - self.plan.offset)
-
-    def on_line(self, name: str, head: int) -> jax.Array:
-        """Of every entry the value at its relative position."""
-        lines = self.said.lines[name]
-        return along_diagonals(lines, head, self._start(), self.plan.block, transposed=self.transposed)
-
-    def add_to_line(self, lines: Any, head: int, values: jax.Array) -> None:
-        add_along_diagonals(lines, head, self._start(), values)
-
-    @property
-    def distance(self) -> Any:
-        return self.first_key - self.first_query
-
-    def _start(self) -> jax.Array:
-        return self.plan.queries + self.distance
-
-    def squares(self, keys_down: bool = False) -> Squares:
-        return Squares(self.plan.band, self.distance, self.plan.block, keys_down)
-
-    def with_ends(self, beyond: bool, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
-        """q, k and v as they meet in this tile: beyond the band with the end rows of the tables."""
-
-        def added(name: str, x: jax.Array) -> jax.Array:
-            if not beyond or name not in self.said.bands:
-                return x
-            return (x.astype(jnp.float32) + self.plan.band.end(self.distance, self.said.bands[name])).astype(x.dtype)
-
-        return added("key", q), added("query", k), added("value", v)
-
-    def products(self, head: int, beyond: bool, q: jax.Array, k: jax.Array) -> jax.Array:
-        """⟨q_i, k_j⟩ and what tables add to it, of q and k `with_ends`."""
-        down, across = (k, q) if self.transposed else (q, k)
-        total = product_of_rows(self.plan.only(head, down), across)
-        if beyond and {"query", "key"} <= set(self.said.bands):
-            ends = [self.plan.band.end(self.distance, self.said.bands[name]) for name in ("query", "key")]
-            total = total - jnp.sum(self.plan.only(head, ends[0] * ends[1]), axis=1, keepdims=True)
-        if not beyond and "query" in self.said.bands:
-            total = total + self._met(head, q, "query")
-        if not beyond and "key" in self.said.bands:
-            total = total + self._met(head, k, "key")
-        return total
-
-    def of_probabilities(self, head: int, beyond: bool, gradient: jax.Array, v: jax.Array) -> jax.Array:
-        """⟨dO_i, v_j⟩ and what a table of values adds to it, of v `with_ends`."""
-        down, across = (v, gradient) if self.transposed else (gradient, v)
-        total = product_of_rows(self.plan.only(head, down), across)
-        return total if beyond or "value" not in self.said.bands else total + self._met(head, gradient, "value")
-
-    def _met(self, head: int, x: jax.Array, name: str) -> jax.Array:
-        keys_down = name == "key"
-        self.squares(keys_down).meet(self.plan.only(head, x), self.said.bands[name], self.work)
-        met = self.work[...]
-        return met if keys_down == self.transposed else met.T
-
-    def add_to_band(self, head: int, beyond: bool, name: str, x: jax.Array, table: Any) -> None:
-        """Adds to the gradient of a table what `entries` of this tile, which stand in `work`, have of x, which stands down."""
-        own = self.plan.only(head, x)
-        if not beyond:
-            self.squares(name == "key").add_to_table(self.work, own, table)
-            return
-        row = jnp.sum(jnp.sum(self.work[...], axis=1, keepdims=True) * own.astype(jnp.float32), axis=0, keepdims=True)
-        self.plan.band.add_to_end(self.distance, table, row)
-
-    def sum_band(self, head: int, beyond: bool, name: str, total: Any) -> None:
-        """Adds to `total` the rows of a table, by the entries that stand in `work`; beyond the band `with_ends` has done it."""
-        if not beyond:
-            only = functools.partial(self.plan.only, head)
-            self.squares(name == "key").sum_rows(self.work, self.said.bands[name], only, total)
-
-    def scores(self, head: int, products: jax.Array, masked: bool) -> jax.Array:
-        """log2(e) · (scale · products + biases), HIDDEN where the key is not visible. `masked`: the band hides some."""
-        s = products * self.plan.scale
-        if "factor" in self.said.lines:
-            s = s * self.on_line("factor", head)
-        if "bias" in self.said.lines:
-            s = s + self.on_line("bias", head)
-        if "bias" in self.said.columns:
-            s = s + self.of_keys("bias", head)
-        if self.said.curves:
-            s = s + math.log2(math.e) * self.curve(head).at(
-                self.on_line("distance", head) * self.of_queries("reach", head)
-            )
-        visible = []
-        if masked or self.plan.past_or_prefix:
-            r = self.relative_positions()
-        if masked and self.plan.left is not None:
-            visible.append(r >= -self.plan.left)
-        if masked and self.plan.right is not None:
-            visible.append(r <= self.plan.right)
-        if self.plan.past_or_prefix:
-            visible.append((r <= 0) | (self.of_keys("prefix", head) > 0))
-        if "segments" in self.said.rows:
-            visible.append(self.of_queries("segments", head) == self.of_keys("segments", head))
-        for part in visible:
-            s = jnp.where(part, s, HIDDEN)
-        return s
-
-    def curve(self, head: int) -> Curve:
-        return Curve(self.said.curves["curve"], self.block * self.plan.per + head)
-
-    def dropped(self, head: int, values: jax.Array) -> jax.Array:
-        """Dropout of probabilities, and of their cotangents; the bits are those of `kernels.attention.dropout`."""
-        rate = self.plan.rate
-        if rate == 0:
-            return values
-        first, second = (self.of_queries(name, head).astype(jnp.uint32) for name in ("first", "second"))
-        kept = keep(first, second, self.key_index().astype(jnp.uint32), rate)
-        return jnp.where(kept, values * (1 / (1 - rate)), 0.0)
-
-    def gradients(self, head: int, products: jax.Array, of_p: jax.Array, masked: bool) -> tuple[jax.Array, jax.Array]:
-        """(p, dS): probabilities before dropout and the gradient of the scores in base e, from dO · v."""
-        p = jnp.exp2(self.scores(head, products, masked) - self.of_queries("lse", head))
-        return p, p * (self.dropped(head, of_p) - self.of_queries("delta", head))
-
-    def whole(self) -> jax.Array:
-        """Whether the mask's band hides none of its entries."""
-        plan, first = self.plan, self.distance - self.plan.offset
-        inside = []
-        if plan.left is not None:
-            inside.append(first - (plan.block - 1) >= -plan.left)
-        if plan.right is not None:
-            inside.append(first + (plan.block - 1) <= plan.right)
-        return inside[0] if len(inside) == 1 else inside[0] & inside[1]
-
-    def run(self, is_visited: Any, compute: Callable[[bool, bool], None]) -> None:
-        """compute(masked, beyond), where the tile is visited at all: whether the mask's band hides some, and whether it is beyond the tables'."""
-        if self.said.bands:
-            beyond = self.plan.band.beyond(self.distance, self.plan.block)
-            pl.when(is_visited & jnp.logical_not(beyond))(lambda: compute(self.plan.banded, False))
-            self._run(is_visited & beyond, lambda masked: compute(masked, True))
-        else:
-            self._run(is_visited, lambda masked: compute(masked, False))
-
-    def _run(self, is_visited: Any, compute: Callable[[bool], None]) -> None:
-        if not self.plan.banded:
-            pl.when(is_visited)(lambda: compute(False))
-            return
-        whole = self.whole()
-        pl.when(is_visited & whole)(lambda: compute(False))
-        pl.when(is_visited & jnp.logical_not(whole))(lambda: compute(True))
+from kernels.attention.fused import FLOOR, Given
+from kernels.attention.pallas_tpu_curve import REGISTER
+from kernels.attention.pallas_tpu_plan import LANES, Plan
+from kernels.attention.pallas_tpu_tile import Tile, product
 
 
 def forward(plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, given: Given) -> tuple[jax.Array, jax.Array]:
@@ -585,6 +287,11 @@ def backward_keys(
     d_columns = {name: plan.by_head(x, 1) for name, x in d_columns.items()}
     d_bands = {name: x * plan.slope for name, x in plan.of_bands(d_bands).items()}
     return plan.unpacked(dk), plan.unpacked(dv), d_columns, d_bands
+
+
+def turned(row: jax.Array) -> jax.Array:
+    """`[1, length]` → `[length, 128]`, the row's values down every column."""
+    return jnp.broadcast_to(row, (LANES, row.shape[1])).T
 
 
 def turn(refs: Mapping[str, Any], down: Mapping[str, Any]) -> None:
