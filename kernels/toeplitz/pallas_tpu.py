@@ -33,10 +33,10 @@ _FILL = 170  # to make and to sum up one block of the skewed table
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What is static about a call."""
+    """What is static about a call; a form that is None is chosen for what one device has of it."""
 
     causal: bool
-    form: Form
+    form: Form | None
     interpret: mosaic_tpu.Interpret
 
 
@@ -62,9 +62,10 @@ def toeplitz_matmul(
         raise ValueError(
             f"toeplitz_matmul implementation 'pallas_tpu': {'; '.join(reasons)}. implementation='xla' does it"
         )
+    if x.size == 0:
+        return x
     operand = x if x.dtype == jnp.bfloat16 else x.astype(jnp.float32)
     h = by_look_back(t.astype(jnp.float32), causal)
-    form = form or cheapest(x.shape[1], x.shape[0] * x.shape[3], operand.dtype, causal)
     return _core(Call(causal, form, interpret), operand, h).astype(x.dtype)
 
 
@@ -109,7 +110,7 @@ _core.defvjp(_forward, _backward)
 
 def _product(call: Call, x: Array, h: Array) -> tuple[Array]:
     rows = _tokens_last(x)
-    if call.form == "direct":
+    if _form(call, x) == "direct":
         y = direct.convolve(_direct(call, x, "past"), rows, h)
     else:
         y = dft.convolve(_dft(call, x), rows, h)
@@ -118,12 +119,16 @@ def _product(call: Call, x: Array, h: Array) -> tuple[Array]:
 
 def _gradients(call: Call, x: Array, h: Array, dy: Array) -> tuple[Array, Array]:
     rows, cotangent = _tokens_last(x), _tokens_last(dy)
-    if call.form == "direct":
+    if _form(call, x) == "direct":
         dx = direct.convolve(_direct(call, x, "future"), cotangent, h[:, ::-1])
         dh = direct.correlate(_direct(call, x, "past"), rows, cotangent)
     else:
         dx, dh = dft.gradients(_dft(call, x), rows, h, cotangent)
     return _tokens_first(dx, x.shape), dh
+
+
+def _form(call: Call, x: Array) -> Form:
+    return call.form or cheapest(x.shape[1], x.shape[0] * x.shape[3], x.dtype, call.causal)
 
 
 def _direct(call: Call, x: Array, causal_reach: str) -> direct.Plan:

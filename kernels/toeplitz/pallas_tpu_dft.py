@@ -88,19 +88,19 @@ class Plan:
 
 def convolve(plan: Plan, x: Float[Array, "N W T"], h: Float[Array, "N _"]) -> Float[Array, "N W T"]:
     """y_i = Σ_n h[n] x_{i−n}, with h from n = −(T − 1) on."""
-    z = _to_pairs(plan, x)
-    table, tokens, matrices = _blocks(plan)
+    z, matrices = _to_pairs(plan, x), _matrices(plan)
+    table, tokens = _blocks(plan)
     run = _kernel(
         plan,
         _convolve,
         name="toeplitz_dft",
         heads=x.shape[0],
-        inputs=[table, tokens, *matrices],
+        inputs=[table, tokens, *map(_whole, matrices)],
         outputs=[tokens],
         shapes=[jax.ShapeDtypeStruct(z.shape, z.dtype)],
         scratch=1,
     )
-    (y,) = run(_to_table(plan, h), z, *_matrices(plan))
+    (y,) = run(_to_table(plan, h), z, *matrices)
     return _from_pairs(plan, y)
 
 
@@ -108,20 +108,19 @@ def gradients(
     plan: Plan, x: Float[Array, "N W T"], h: Float[Array, "N _"], dy: Float[Array, "N W T"]
 ) -> tuple[Float[Array, "N W T"], Float[Array, "N _"]]:
     """(dx, dh) for dx_j = Σ_n h[n] dy_{j+n} and dh[n] = Σ_{w,i} dy_i x_{i−n}."""
-    z = _to_pairs(plan, x)
-    g = _to_table(plan, h)
-    table, tokens, matrices = _blocks(plan)
+    z, g, matrices = _to_pairs(plan, x), _to_table(plan, h), _matrices(plan)
+    table, tokens = _blocks(plan)
     run = _kernel(
         plan,
         _gradients,
         name="toeplitz_dft_gradients",
         heads=x.shape[0],
-        inputs=[table, tokens, tokens, *matrices],
+        inputs=[table, tokens, tokens, *map(_whole, matrices)],
         outputs=[tokens, table],
         shapes=[jax.ShapeDtypeStruct(z.shape, z.dtype), jax.ShapeDtypeStruct(g.shape, jnp.float32)],
         scratch=2,
     )
-    dx, dg = run(g, z, _to_pairs(plan, dy), *_matrices(plan))
+    dx, dg = run(g, z, _to_pairs(plan, dy), *matrices)
     return _from_pairs(plan, dx), _from_table(plan, dg)
 
 
@@ -139,11 +138,15 @@ def _kernel(plan: Plan, body, *, name, heads, inputs, outputs, shapes, scratch):
     )
 
 
-def _blocks(plan: Plan) -> tuple[pl.BlockSpec, pl.BlockSpec, list[pl.BlockSpec]]:
-    """Of the table, of the pairs and of the matrices at a head, a row of the third factor and a block of pairs."""
+def _blocks(plan: Plan) -> tuple[pl.BlockSpec, pl.BlockSpec]:
+    """Of the table and of the pairs, at a head, a row of the third factor and a block of pairs."""
     table = pl.BlockSpec((1, 1, plan.table_rows, _LANES), lambda n, k, w: (n, k, 0, 0))
     tokens = pl.BlockSpec((1, plan.pairs, 1, 2 * plan.filled, _LANES), lambda n, k, w: (n, w, k, 0, 0))
-    return table, tokens, [pl.BlockSpec(m.shape, lambda n, k, w, m=m: (0,) * m.ndim) for m in _matrices(plan)]
+    return table, tokens
+
+
+def _whole(matrix: Array) -> pl.BlockSpec:
+    return pl.BlockSpec(matrix.shape, lambda n, k, w: (0,) * matrix.ndim)
 
 
 def _convolve(plan: Plan, table, x, *refs) -> None:
