@@ -41,8 +41,8 @@ def test_it_fits_the_memory_on_the_chip(generation, length, width):
     """float32 too where most is kept there, on the chip that has least."""
     compiled = compile_gradients(mesh(generation), length=length, width=width)
     assert f"{length},{length}" not in compiled.as_text(), "an array of all queries by all keys"
-    # 45 float32 numbers for each number of q, v and what else has the length; an array of all queries by all keys is more.
-    assert compiled.memory_analysis().temp_size_in_bytes < 45 * 4 * length * 2 * 128
+    # Sixteen float32 arrays as q, whose rows take all 128 lanes; one of all queries by all keys would be twice as much or more.
+    assert compiled.memory_analysis().temp_size_in_bytes < 16 * 4 * length * 2 * 128
     if (generation, length, width) == ("v4", 32768, 128):
         compile_gradients(mesh(generation), length=length, width=width, dtype=jnp.float32)
 
