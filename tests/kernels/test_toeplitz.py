@@ -110,13 +110,20 @@ def test_tpu_kernels_equal_the_matrix(form, length, causal):
     np.testing.assert_allclose(found[1], expected[1], atol=2**-16 * np.abs(expected[1]).max())
 
 
-@pytest.mark.parametrize("length", [pytest.param(1100, marks=pytest.mark.slow), 3000])
-def test_a_third_factor(length, monkeypatch):
-    """As sequences of more than 8,192 tokens have; here those of more than 1,024 have it, with two and with four rows."""
-    monkeypatch.setattr(pallas_tpu_dft, "_MOST", 16)
-    t, x, dy = inputs(length, False, heads=2, channels=1)
+@pytest.mark.parametrize(
+    ("most", "length", "factors"),
+    [
+        (16, 3000, (4, 16)),
+        pytest.param(16, 1100, (2, 16), marks=pytest.mark.slow),
+        pytest.param(128, 131_067, (16, 128), marks=pytest.mark.slow),
+    ],
+)
+def test_a_third_factor(most, length, factors, monkeypatch):
+    """As sequences of more than 8,192 tokens have; with `most` of 16 those of more than 1,024 have it."""
+    monkeypatch.setattr(pallas_tpu_dft, "_MOST", most)
+    t, x, dy = inputs(length, False, heads=1, channels=1)
     plan = pallas_tpu_dft.Plan(length, 2, jnp.dtype(jnp.float32))
-    assert (plan.outer, plan.inner) == {1100: (2, 16), 3000: (4, 16)}[length]
+    assert (plan.outer, plan.inner) == factors
     call = functools.partial(interpreted, causal=False, form="dft")
     found = value_and_gradients(call, *(jnp.asarray(a, jnp.float32) for a in (t, x, dy)))
     with jax.enable_x64(True):
