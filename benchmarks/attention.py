@@ -3,10 +3,11 @@
     python -m benchmarks.attention                              # our best implementation for this device
     python -m benchmarks.attention --head-dim=128 --lengths=512,8192 --json=runs/attention.jsonl
     python -m benchmarks.attention --peers=none --implementation=xla
+    python -m benchmarks.attention --compile-for=v5e            # bundles of the TPU kernels, without a TPU; needs libtpu
 
-Forward, and forward with all gradients (also that of the table), bfloat16 on a GPU and float32 on a CPU, a constant number of
+Forward, and forward with all gradients (also that of the table), bfloat16 on a GPU or TPU and float32 on a CPU, a constant number of
 tokens, so that a length halves the batch. The peers are `jax.nn.dot_product_attention` by cuDNN and by XLA, without a bias
-and with the table's bias materialised as `[1, N, T, T]`; where torch is installed with a GPU, also scaled-dot-product attention,
+and with the table's bias materialised as `[1, N, T, T]`; on a TPU JAX's flash attention, likewise, and its splash attention; where torch is installed with a GPU, also scaled-dot-product attention,
 the same with the bias, and FlexAttention with the bias looked up in the table. Each is run many times between two looks at the
 clock; a figure is the median of several. TFLOP/s counts the matrix products 4 · B · N · T² · H of the forward and 2.5 times as many of
 the backward, causal or not. Memory is what XLA has planned beside inputs and outputs.
@@ -31,8 +32,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.attention_memory import terms_of
+from benchmarks.bundles import GENERATIONS, Compiler
 from benchmarks.report import surroundings, table
-from kernels.attention import AttentionMask, Toeplitz, attention
+from kernels.attention import (
+    AttentionMask,
+    LogBuckets,
+    PiecewiseLinear,
+    Relative,
+    Reverse,
+    Table,
+    Toeplitz,
+    attention,
+)
 from zoo.command_line import Parser, run_main
 
 FORWARD, BOTH = 4.0, 14.0  # products of B · N · T² · H
@@ -72,20 +83,34 @@ class Timing:
 
 def main(argv: list[str]) -> None:
     """Prints a table for each length."""
-    gpu = jax.default_backend() == "gpu"
+    platform = jax.default_backend()
+    fast, own = platform != "cpu", {"gpu": "pallas_gpu", "tpu": "pallas_tpu"}.get(platform, "xla")
     parser = Parser(prog="benchmarks.attention", description=__doc__.splitlines()[0])
-    parser.add_argument("--lengths", default="512,2048,8192" if gpu else "256,512", help="T = S, between commas")
-    parser.add_argument("--tokens", type=int, default=16384 if gpu else 1024, help="B · T")
-    parser.add_argument("--heads", type=int, default=12 if gpu else 4)
+    parser.add_argument("--lengths", default="512,2048,8192" if fast else "256,512", help="T = S, between commas")
+    parser.add_argument("--tokens", type=int, default=16384 if fast else 1024, help="B · T")
+    parser.add_argument("--heads", type=int, default=12 if fast else 4)
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--causal", action="store_true")
-    parser.add_argument("--implementation", default="pallas_gpu" if gpu else "xla", help="ours")
+    parser.add_argument("--implementation", default=own, help="ours")
     parser.add_argument("--peers", choices=PEERS, default="all", help="all: those in torch as well, where it is")
     parser.add_argument("--repeats", type=int, default=5, help="measurements, of which the median is taken")
     parser.add_argument("--json", type=Path, help="a line for each figure is appended to this file")
+    parser.add_argument("--compile-for", choices=tuple(GENERATIONS), help="count bundles instead of time")
     flags = parser.read(argv)
     logging.disable(logging.INFO)
-    dtype = "bfloat16" if gpu else "float32"
+    if flags.compile_for:
+        print(
+            table(
+                ("terms", "kernel", "width", "bundles of a tile of two heads of 64 or one of 128"),
+                list(counted(flags.compile_for)),
+            )
+        )
+        print(
+            f"\nCompiled for {flags.compile_for}, not run; 512 × 512, bfloat16. "
+            + surroundings("jax", "jaxlib", "libtpu")
+        )
+        return
+    dtype = "bfloat16" if fast else "float32"
     for length in map(int, flags.lengths.split(",")):
         batch = max(1, flags.tokens // length)
         setting = Setting(batch, length, flags.heads, flags.head_dim, flags.causal, dtype)
@@ -119,10 +144,15 @@ def measured(setting: Setting, implementation: str, peers: str, repeats: int) ->
         yield f"ours ({implementation}), {name}", in_jax(setting, call, repeats)
     if peers == "none":
         return
-    for library in ("cudnn", "xla"):
+    on_tpu = jax.default_backend() == "tpu"
+    for library in ("flash", "xla") if on_tpu else ("cudnn", "xla"):
         for bias in (False, True):
-            call = functools.partial(of_jax, setting, library, bias)
-            yield f"jax.nn ({library}), {'bias [1, N, T, T]' if bias else 'none'}", in_jax(setting, call, repeats)
+            peer = of_flash if library == "flash" else functools.partial(of_jax, library)
+            name = "jax flash attention" if library == "flash" else f"jax.nn ({library})"
+            call = functools.partial(peer, setting, bias)
+            yield f"{name}, {'bias [1, N, T, T]' if bias else 'none'}", in_jax(setting, call, repeats)
+    if on_tpu:
+        yield "jax splash attention, none", in_jax(setting, functools.partial(of_splash, setting), repeats)
     if peers == "all" and jax.default_backend() == "gpu" and importlib.util.find_spec("torch"):
         from benchmarks import attention_torch
 
@@ -138,13 +168,71 @@ def ours(
 
 
 def of_jax(
-    setting: Setting, library: str, bias: bool, q: jax.Array, k: jax.Array, v: jax.Array, values: jax.Array
+    library: str, setting: Setting, bias: bool, q: jax.Array, k: jax.Array, v: jax.Array, values: jax.Array
 ) -> jax.Array:
-    given = None
-    if bias:
-        r = np.arange(setting.T)[None, :] - np.arange(setting.T)[:, None]
-        given = values[:, np.clip(r + 128, 0, 256)][None].astype(q.dtype)
+    given = materialised(setting, values).astype(q.dtype) if bias else None
     return jax.nn.dot_product_attention(q, k, v, bias=given, is_causal=setting.causal, implementation=library)
+
+
+def of_flash(setting: Setting, bias: bool, q: jax.Array, k: jax.Array, v: jax.Array, values: jax.Array) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu.flash_attention import flash_attention
+
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    given = None
+    if bias:  # which it wants for every row of the batch
+        given = jnp.broadcast_to(materialised(setting, values), (setting.B, setting.N, setting.T, setting.T))
+    out = flash_attention(q, k, v, given, causal=setting.causal, sm_scale=setting.H**-0.5)
+    return jnp.swapaxes(out, 1, 2)
+
+
+def of_splash(setting: Setting, q: jax.Array, k: jax.Array, v: jax.Array, values: jax.Array) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    kind = splash_attention_mask.CausalMask if setting.causal else splash_attention_mask.FullMask
+    mask = splash_attention_mask.MultiHeadMask([kind((setting.T, setting.T))] * setting.N)
+    kernel = splash_attention_kernel.make_splash_mha_single_device(mask)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * setting.H**-0.5, k, v))
+    return jnp.swapaxes(jax.vmap(kernel)(q, k, v), 1, 2) + 0 * jnp.sum(values).astype(q.dtype)
+
+
+def materialised(setting: Setting, values: jax.Array) -> jax.Array:
+    """The table's bias `[1, N, T, T]`."""
+    r = np.arange(setting.T)[None, :] - np.arange(setting.T)[:, None]
+    return values[:, np.clip(r + 128, 0, 256)][None]
+
+
+def counted(generation: str) -> Iterator[tuple[str, str, float, float]]:
+    """Bundles of the three kernels for each kind of term; of the longest loop of each, which is one tile."""
+    compiler = Compiler()
+    try:
+        for width in (64, 128):
+            heads = 128 // width
+            q = jax.ShapeDtypeStruct((1, 2048, heads, width), jnp.bfloat16)
+            for name, terms in (terms_of(heads, width) | further_terms(heads, width, 2048)).items():
+                call = functools.partial(attention, implementation="pallas_tpu")
+
+                def both(q, k, v, terms, call=call):
+                    out, pull = jax.vjp(lambda q, k, v, terms: call(q, k, v, terms=terms), q, k, v, terms)
+                    return pull(out)
+
+                leaves, tree = jax.tree.flatten(terms)
+
+                def flat(q, k, v, *leaves, both=both, tree=tree):
+                    return both(q, k, v, jax.tree.unflatten(tree, leaves))
+
+                shapes = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+                found = compiler.bundles(generation, flat, q, q, q, *shapes)
+                yield from ((name, kernel, float(width), float(bundles)) for kernel, bundles in found.items())
+    finally:
+        compiler.forget()
+
+
+def further_terms(heads: int, width: int, length: int) -> dict[str, tuple]:
+    """As the encodings `deberta` and `fire` make them."""
+    rows, buckets = jnp.zeros((512, heads, width)), LogBuckets(256, 512)
+    tables = Relative(query=Table(rows, buckets), key=Table(rows, Reverse(buckets)))
+    shapes = ((2 * length - 1,), (1, length), (32,), (heads, 32), (heads, 2))
+    return {"deberta (Relative)": (tables,), "fire (PiecewiseLinear)": (PiecewiseLinear(*map(jnp.zeros, shapes)),)}
 
 
 def in_jax(setting: Setting, call: Callable[..., jax.Array], repeats: int) -> Timing:

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from benchmarks.bundles import GENERATIONS
 from benchmarks.report import surroundings, table
 from benchmarks.training import Training, random_batch
 from configs.base import base
@@ -34,7 +35,6 @@ from zoo.training.sharding import batch_sharding
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
-SMALLEST = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 DOCUMENTS = 2
 KERNELS = ("attention_forward", "attention_dq", "attention_dkv")
 
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--model", default="bert-base,nezha-base,deberta-v3-base", help="presets, with commas between them"
     )
-    parser.add_argument("--generation", default="v5e,v6e", help=f"of {', '.join(SMALLEST)}")
+    parser.add_argument("--generation", default="v5e,v6e", help=f"of {', '.join(GENERATIONS)}")
     parser.add_argument("--length", default="512,2048,8192", help="tokens of a row")
     parser.add_argument("--implementation", default="pallas_tpu,xla", help="of attention")
     parser.add_argument("--tokens", type=int, default=8192, help="of a batch, at every length")
@@ -57,8 +57,8 @@ def main(argv: list[str]) -> int:
         if model not in presets.names():
             raise UserError(f"--model={model}: {near(model, presets.names())}")
         for generation in flags.generation.split(","):
-            if generation not in SMALLEST:
-                raise UserError(f"--generation={generation}: give some of {', '.join(SMALLEST)}")
+            if generation not in GENERATIONS:
+                raise UserError(f"--generation={generation}: give some of {', '.join(GENERATIONS)}")
             for length in map(int, flags.length.split(",")):
                 for implementation in flags.implementation.split(","):
                     found = program(model, generation, length, implementation, flags.tokens, flags.layers)
@@ -93,7 +93,7 @@ def program(
     if layers is not None:
         tree["model"]["num_layers"] = layers
     task = MaskedLM(max_length=length, max_predictions=5 * length // 32)
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=SMALLEST[generation]).devices
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS[generation]).devices
     training = Training.of(tree, task, "lamb", devices[:1])
     batch = random_batch(task, tree["model"]["vocab_size"], max(1, tokens // length), DOCUMENTS)
     sharding = batch_sharding(training.mesh)
