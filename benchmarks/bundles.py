@@ -33,8 +33,15 @@ class Compiler:
         # Ask no cloud where this machine is, and let other processes use libtpu at the same time.
         os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
-    def bundles(self, generation: str, function: Callable, *arguments: jax.ShapeDtypeStruct) -> dict[str, int]:
-        """By the name of each kernel that `function` calls: the bundles of one turn of its longest loop that holds no other."""
+    def bundles(
+        self,
+        generation: str,
+        function: Callable,
+        *arguments: jax.ShapeDtypeStruct,
+        count: Callable[[str], int] | None = None,
+    ) -> dict[str, int]:
+        """By the name of each kernel that `function` calls: `count` of its schedule, the bundles of one turn of its longest loop by default."""
+        count = count or longest_loop
         devices = topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS[generation]).devices
         whole = NamedSharding(Mesh(np.array(devices[:1]), ("x",)), PartitionSpec())
         arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for x in arguments]
@@ -45,7 +52,7 @@ class Compiler:
         program.compile()
         schedules = sorted(self._folder.glob("*final_bundles.txt"))
         return {
-            name: longest_loop(path.read_text())
+            name: count(path.read_text())
             for name in sorted(names)
             for path in schedules
             if re.search(rf"{name}_*(\.\d+)?-\d+-final_bundles", path.name)
@@ -58,7 +65,7 @@ class Compiler:
 
 def longest_loop(schedule: str) -> int:
     """Of the loops that hold no other; of all of it where there is none."""
-    lines = [(bool(m[1]), len(m[2])) for m in map(_LINE.match, schedule.splitlines()) if m]
+    lines = _lines(schedule)
     longest = 0
     for first, (begins, depth) in enumerate(lines):
         if not begins:
@@ -67,3 +74,13 @@ def longest_loop(schedule: str) -> int:
         holds_another = last < len(lines) and lines[last][0] and lines[last][1] > depth
         longest = longest if holds_another else max(longest, last - first)
     return longest or len(lines)
+
+
+def all_of_it(schedule: str) -> int:
+    """Of a kernel whose grid is its only loop; of what it does in one case or another, both."""
+    return len(_lines(schedule))
+
+
+def _lines(schedule: str) -> list[tuple[bool, int]]:
+    """(whether a loop begins, how many loops there are around it) of each bundle."""
+    return [(bool(m[1]), len(m[2])) for m in map(_LINE.match, schedule.splitlines()) if m]

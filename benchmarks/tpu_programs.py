@@ -29,7 +29,7 @@ from zoo.config import plain
 from zoo.errors import UserError, near
 from zoo.models import presets
 from zoo.tasks.masked_lm import MaskedLM
-from zoo.training.sharding import batch_sharding
+from zoo.training.sharding import make_mesh
 
 # Of libtpu: ask no cloud where this machine is, and let other processes use it at the same time.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -94,10 +94,8 @@ def program(
         tree["model"]["num_layers"] = layers
     task = MaskedLM(max_length=length, max_predictions=5 * length // 32)
     devices = topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS[generation]).devices
-    training = Training.of(tree, task, "lamb", devices[:1])
+    training = Training.of(tree, task, "lamb", make_mesh(devices=devices[:1]))
     batch = random_batch(task, tree["model"]["vocab_size"], max(1, tokens // length), DOCUMENTS)
-    sharding = batch_sharding(training.mesh)
-    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in batch.items()}
     facts = {
         "model": model,
         "chip": generation,
@@ -107,7 +105,7 @@ def program(
     }
     begin = time.perf_counter()
     try:
-        compiled = training.update.trace(training.shapes, shapes).lower(lowering_platforms=("tpu",)).compile()
+        compiled = training.compiled_for_tpu(batch)
     except jax.errors.JaxRuntimeError as error:
         return facts | {"failed": str(error).splitlines()[0][:200]}
     text, memory = compiled.as_text(), compiled.memory_analysis()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from zoo.models.parameters import has_layer_axis
 from zoo.tasks.masked_lm import MaskedLM
 from zoo.training.flops import FORWARD_AND_BACKWARD, forward_flops
 from zoo.training.optimizer import registry as optimizers
-from zoo.training.sharding import make_mesh, put_batch, state_shardings, with_shardings
+from zoo.training.sharding import batch_sharding, make_mesh, put_batch, state_shardings, with_shardings
 from zoo.training.step import TrainState, initial_state, make_train_step
 
 LEARNING_RATE = 1e-4
@@ -56,11 +56,10 @@ class Training:
     losses: Callable[..., Any]
 
     @classmethod
-    def of(
-        cls, config: Mapping[str, Any], task: MaskedLM, optimizer: str, devices: Sequence[jax.Device] | None = None
-    ) -> Training:
-        """devices: all of them by default; they need not be there to compile for."""
-        model, mesh, schedule = build(config), make_mesh(devices=devices), optax.constant_schedule(LEARNING_RATE)
+    def of(cls, config: Mapping[str, Any], task: MaskedLM, optimizer: str, mesh: Mesh | None = None) -> Training:
+        """mesh: of all devices by default; those of another need not be there to compile for."""
+        model, schedule = build(config), optax.constant_schedule(LEARNING_RATE)
+        mesh = make_mesh() if mesh is None else mesh
         module = task.module(model)
         transformation = optimizers.build({"name": optimizer}).build(schedule, has_layer_axis=has_layer_axis)
         # Layers laid out one after another have the parameters of their loop, which compiles sooner.
@@ -85,6 +84,12 @@ class Training:
     def compiled(self, batch: Mapping[str, jax.Array]) -> Any:
         """`update` for batches like this one; no state need be there."""
         return self.update.lower(self.shapes, batch).compile()
+
+    def compiled_for_tpu(self, batch: Mapping[str, np.ndarray]) -> Any:
+        """`update` for batches of these shapes on the TPUs of the mesh, none of which need be there."""
+        sharding = batch_sharding(self.mesh)
+        shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in batch.items()}
+        return self.update.trace(self.shapes, shapes).lower(lowering_platforms=("tpu",)).compile()
 
     def flops(self, batch: Mapping[str, jax.Array]) -> float:
         """Model FLOPs of one update, as train.py counts them for `timing.jsonl`."""
