@@ -31,13 +31,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.attention import Timing, clocked
+from benchmarks.bundles import GENERATIONS
 from benchmarks.report import surroundings, table
 from kernels.attention import AttentionMask, attention
 from kernels.path import path_attention
 from zoo.command_line import Parser, run_main
 
 CAUSAL = AttentionMask(causal=True)
-SMALLEST = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
 def main(argv: list[str]) -> None:
@@ -136,7 +136,7 @@ def compiled(generation: str, width: int, folder: Path) -> tuple[list[tuple[str 
         "ALLOW_MULTIPLE_LIBTPU_LOAD",
     ):  # there is no cloud to ask, and others may compile
         os.environ.setdefault(name, "1")
-    chips = topologies.get_topology_desc(platform="tpu", topology_name=SMALLEST[generation]).devices
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS[generation]).devices
     sharding = NamedSharding(Mesh(np.array(chips[:1]), ("x",)), PartitionSpec())
     given = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in arrays((1, 8192, 1, width), "bfloat16")]
 

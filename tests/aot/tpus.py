@@ -11,11 +11,13 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from benchmarks.bundles import GENERATIONS
+
+__all__ = ["GENERATIONS", "mesh", "shape", "topology"]
+
 # Of libtpu: ask no cloud where this machine is, and let other processes use it at the same time.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-
-GENERATIONS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
 @functools.cache
