@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from tests.interop import archives as a
+from tests.interop import mutations
 from zoo.errors import UserError
 from zoo.interop.state_dict_pickle import MOST_OPCODES, parse
 from zoo.interop.weights import open_weights
@@ -462,3 +463,12 @@ def test_a_directory_without_end_is_not_read(tmp_path):
         file.seek(0, os.SEEK_END)
         file.write(struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 9, 9, size - 22 - 4, 4, 0))
     refused(tmp_path, "the archive's directory has 1073741798 bytes, more than 8388608")
+
+
+@pytest.mark.parametrize(("bit", "said"), [(0x1, "encrypted"), (0x40, "encrypted"), (0x20, "a patch")])
+def test_members_that_are_not_plain_bytes_are_refused(tmp_path, bit, said):
+    file = bytearray(mutations.torch_archives()[0])
+    file[file.index(b"PK\x01\x02") + 8] |= bit  # flags of the first member in the archive's directory
+    (tmp_path / "pytorch_model.bin").write_bytes(file)
+    with pytest.raises(UserError, match=said):
+        open_weights(tmp_path)

@@ -28,7 +28,8 @@ _LOCAL = struct.Struct(
 _PICKLE = b"\x80"
 LATEST_VERSION = 10  # that torch 2.13 reads
 _CHUNK = 1 << 20
-_ENCRYPTED = 1
+# Bits of a member in the directory: encrypted, strongly encrypted, and bytes that patch those of another file.
+_ENCRYPTED, _PATCH = 0x41, 0x20
 
 
 class _Member(NamedTuple):
@@ -122,6 +123,8 @@ class TorchArchive(WeightFile):
             self.refuse(f"its member {shown(name)} is compressed; torch.save stores the bytes as they are")
         if info.flag_bits & _ENCRYPTED:
             self.refuse(f"its member {shown(name)} is encrypted")
+        if info.flag_bits & _PATCH:
+            self.refuse(f"its member {shown(name)} is a patch to another file")
         signature, name_length, extra_length = _LOCAL.unpack(self.bytes_at(info.header_offset, _LOCAL.size).tobytes())
         begin = info.header_offset + _LOCAL.size
         if signature != _ZIP or self.bytes_at(begin, name_length).tobytes() != name.encode("ascii"):
