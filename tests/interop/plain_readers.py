@@ -68,6 +68,6 @@ class _Unpickler(pickle._Unpickler):  # that of C takes memory for the largest i
 def _tensor(data, dtype, offset, shape, strides):
     flat = np.frombuffer(data, dtype)
     result = np.empty(shape, dtype)
-    for index in np.ndindex(*shape):
+    for index in np.ndindex(*shape) if result.size else ():  # which takes memory for an empty array of a huge side
         result[index] = flat[offset + sum(i * s for i, s in zip(index, strides, strict=True))]
     return result

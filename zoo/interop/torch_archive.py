@@ -74,10 +74,10 @@ class TorchArchive(WeightFile):
 
     def read(self, name: str) -> np.ndarray:
         stored, view = self.tensors[name], self._views[name]
-        if stored.nbytes == 0:
-            return np.empty(stored.shape, stored.dtype)
         member = self._member(view)
         self._check_content(f"data/{view.storage.key}")
+        if stored.nbytes == 0:
+            return np.empty(stored.shape, stored.dtype)
         step = stored.dtype.itemsize
         data = self.bytes_at(member.begin + view.offset * step, (_reach(view) + 1) * step)
         if stored.dtype == np.bool_ and data.max() > 1:
