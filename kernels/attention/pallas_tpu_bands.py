@@ -17,10 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 
 from kernels.attention.pallas_tpu_diagonals import SQUARE, skewed, unskewed
+from kernels.attention.pallas_tpu_products import product, product_of_rows
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Squares:
 
         @pl.when(meets)
         def near():
-            products = _of_rows(x, table[self._rows_at(distance), :])
+            products = product_of_rows(x, table[self._rows_at(distance), :])
             for number, (rows, columns) in enumerate(squares):
                 own = products[_part(number)]
                 out[rows, columns] = skewed(own[:, :SQUARE], own[:, SQUARE:], transposed=self.transposed)
@@ -127,7 +127,7 @@ class Squares:
         def near():
             found = only(table[self._rows_at(distance), :])
             by_distance = self._by_distance(entries, squares).astype(found.dtype)
-            total[rows, :] += jnp.dot(by_distance, found, preferred_element_type=jnp.float32)
+            total[rows, :] += product(by_distance, found)
 
         @pl.when(jnp.logical_not(meets))
         def far():
@@ -144,7 +144,7 @@ class Squares:
         @pl.when(meets)
         def near():
             by_distance = self._by_distance(entries, squares).T.astype(x.dtype)
-            table[self._rows_at(distance), :] += jnp.dot(by_distance, x, preferred_element_type=jnp.float32)
+            table[self._rows_at(distance), :] += product(by_distance, x)
 
         @pl.when(jnp.logical_not(meets))
         def far():
@@ -165,7 +165,3 @@ class Squares:
 
 def _part(number: int) -> slice:
     return slice(number * SQUARE, (number + 1) * SQUARE)
-
-
-def _of_rows(a: jax.Array, b: jax.Array) -> jax.Array:
-    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)

@@ -24,7 +24,8 @@ from kernels import mosaic_tpu
 from kernels.attention.fused import FLOOR, Given
 from kernels.attention.pallas_tpu_curve import REGISTER
 from kernels.attention.pallas_tpu_plan import LANES, Plan
-from kernels.attention.pallas_tpu_tile import Tile, product
+from kernels.attention.pallas_tpu_products import product
+from kernels.attention.pallas_tpu_tile import Tile
 
 
 def forward(plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, given: Given) -> tuple[jax.Array, jax.Array]:
@@ -374,16 +375,17 @@ class Passes:
         return pl.BlockSpec((None, self.plan.block, self.plan.lanes), where)
 
     def row_spec(self, heads: int, shared: bool = False) -> pl.BlockSpec:
-        def where(*place):
-            b, c, i, _ = self.at(*place)
-            return b, 0 if shared else c, 0, i
-
-        return pl.BlockSpec((None, None, heads, self.plan.block), where)
+        return self._vector_spec(2, heads, shared)
 
     def column_spec(self, heads: int, shared: bool = False) -> pl.BlockSpec:
+        return self._vector_spec(3, heads, shared)
+
+    def _vector_spec(self, axis: int, heads: int, shared: bool) -> pl.BlockSpec:
+        """Of `[B, blocks or 1, heads of a block, length]` the tile that `at(…)[axis]` says."""
+
         def where(*place):
-            b, c, _, j = self.at(*place)
-            return b, 0 if shared else c, 0, j
+            b, c, *_ = at = self.at(*place)
+            return b, 0 if shared else c, 0, at[axis]
 
         return pl.BlockSpec((None, None, heads, self.plan.block), where)
 

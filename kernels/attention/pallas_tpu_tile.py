@@ -19,6 +19,7 @@ from kernels.attention.pallas_tpu_bands import Squares
 from kernels.attention.pallas_tpu_curve import Curve
 from kernels.attention.pallas_tpu_diagonals import add_along_diagonals, along_diagonals
 from kernels.attention.pallas_tpu_plan import Plan
+from kernels.attention.pallas_tpu_products import product_of_rows
 
 
 @dataclass(frozen=True)
@@ -203,13 +204,3 @@ class Tile:
         whole = self.whole()
         pl.when(is_visited & whole)(lambda: compute(False))
         pl.when(is_visited & jnp.logical_not(whole))(lambda: compute(True))
-
-
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a · b in float32."""
-    return jnp.dot(a, b, preferred_element_type=jnp.float32)
-
-
-def product_of_rows(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a · bᵀ in float32."""
-    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
