@@ -48,7 +48,7 @@ class _Unpickler(pickle._Unpickler):  # that of C takes memory for the largest i
             "torch._utils._rebuild_tensor_v2": lambda on, offset, shape, strides, *_: _tensor(
                 *on, offset, shape, strides
             ),
-            "torch._utils._rebuild_tensor_v3": lambda on, offset, shape, strides, gradient, hooks, dtype: _tensor(
+            "torch._utils._rebuild_tensor_v3": lambda on, offset, shape, strides, gradient, hooks, dtype, *_: _tensor(
                 on[0], dtype, offset, shape, strides
             ),
             "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import jax
@@ -28,7 +28,7 @@ def of_outputs(made: checkpoints.Made, ours: Pretrained) -> float:
     """The largest difference of an output at a real token; every output of theirs must be there."""
     assert np.abs(made.outputs["hidden"]).max() > 0.1
     found = ours.apply(**made.inputs)
-    return max(_apart(name, getattr(found, name), expected, made) for name, expected in made.outputs.items())
+    return of_arrays(found._asdict(), made.outputs, made.inputs["attention_mask"] > 0)
 
 
 def of_gradients(made: checkpoints.Made, ours: Pretrained) -> float:
@@ -65,7 +65,12 @@ def of_export(made: checkpoints.Made, ours: Pretrained, before: Path, after: Pat
     said, says = (json.loads((folder / "config.json").read_text("utf-8")) for folder in (before, exported))
     changed = {key for key in says if key in said and said[key] != says[key]} - {"transformers_version"}
     assert not changed, {key: (said[key], says[key]) for key in changed}
-    return max(_apart(name, again[name], expected, made) for name, expected in made.outputs.items())
+    return of_arrays(again, made.outputs, made.inputs["attention_mask"] > 0)
+
+
+def of_arrays(found: Mapping[str, object], expected: Mapping[str, np.ndarray], real: np.ndarray) -> float:
+    """The largest difference of these arrays, where they are of tokens at the real ones."""
+    return max(_apart(name, found[name], array, real) for name, array in expected.items())
 
 
 def _saved_gradients(model: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -80,12 +85,12 @@ def _saved_gradients(model: torch.nn.Module) -> dict[str, np.ndarray]:
             return {name: weights.read(name) for name in weights.names()}
 
 
-def _apart(name: str, found: object, expected: np.ndarray, made: checkpoints.Made) -> float:
+def _apart(name: str, found: object, expected: np.ndarray, real: np.ndarray) -> float:
     assert found is not None, f"{name} is missing"
-    found, real = np.asarray(found), made.inputs["attention_mask"]
+    found = np.asarray(found)
     assert found.shape == expected.shape, name
     if name in BY_TOKEN and found.shape[:2] == real.shape:
-        found, expected = found[real > 0], expected[real > 0]
+        found, expected = found[real], expected[real]
     return float(np.abs(found - expected).max())
 
 
