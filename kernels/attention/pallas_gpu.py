@@ -20,9 +20,9 @@ from kernels.attention import pallas_gpu_relative
 from kernels.attention.fused import LINE, OUT, ROW, Given, K, Q, V, divided, dots, padded, refusals_of_masks, up
 from kernels.attention.mask import AttentionMask
 from kernels.attention.pallas_gpu_passes import Plan, backward_keys, backward_queries, backward_table, forward
-from kernels.attention.pallas_gpu_relative import Band, Sides, Sums
+from kernels.attention.pallas_gpu_relative import Band
 from kernels.attention.positions import Placement
-from kernels.attention.separable import Basis
+from kernels.attention.separable import Basis, Sides, Sums
 from kernels.attention.terms import Relative, RowColumn, Term, Toeplitz
 
 _WIDEST = 128
@@ -114,25 +114,11 @@ def _with_tables(
     plan: Plan, relative: Relative, q: Array, k: Array, v: Array, given: Given, value_width: int
 ) -> Float[Array, "B T N W"]:
     """Attention with a query and a value table, by the products of `separable`; q as it came, k and v padded."""
-    basis, heads, length = Basis.of(relative), q.shape[2], q.shape[1]
+    basis = Basis.of(relative)
     band = Band(plan, basis.limit, up(basis.width, 32), relative.query is not None, relative.value is not None)
-    f = above = below = None
-    if relative.query is not None:
-        f = padded(basis.to_queries(relative.query, q, plan.offset), plan.queries, band.width)
-        ends = basis.beyond(relative.query, heads)
-        products = (jnp.einsum("btnh,nh->bnt", q.astype(jnp.float32), end) for end in ends)
-        above, below = (padded(jnp.swapaxes(x, 1, 2), plan.queries).swapaxes(1, 2) for x in products)
-    g = jnp.asarray(basis.of_keys(plan.keys), q.dtype)
-    g = jnp.pad(g, ((0, 0), (0, band.width - basis.width)))
-    sums = _relative_core(band, padded(q, plan.queries, plan.width), k, v, Sides(f, above, below, g), given)
-    out = sums.out[:, :length, :, :value_width]
-    if relative.value is None:
-        return out
-    above, below = (x[:, :, :length] for x in (sums.above, sums.below))
-    end, start = basis.beyond(relative.value, heads)
-    added = basis.from_keys(relative.value, sums.w[:, :length, :, : basis.width], plan.offset)
-    added += jnp.einsum("bnt,nh->btnh", above, end) + jnp.einsum("bnt,nh->btnh", below, start)
-    return (out.astype(jnp.float32) + added).astype(q.dtype)
+    sides = Sides.of(basis, relative, q, offset=plan.offset, like=(plan.queries, plan.keys, band.width))
+    sums = _relative_core(band, padded(q, plan.queries, plan.width), k, v, sides, given)
+    return sums.joined(basis, relative.value, offset=plan.offset, length=q.shape[1], width=value_width)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -171,8 +157,8 @@ def _relative_forward(band: Band, q, k, v, sides, given):
         sums, lse = pallas_gpu_relative.forward(dataclasses.replace(band, plan=here), q, k, v, sides, given)
         return *jax.tree.leaves(sums), lse
 
-    axes_of_sums = Sums(OUT, *(("b t n e", ROW, ROW) if band.values else (None,) * 3))
-    operands = ((q, Q), (k, K), (v, V), (sides, _axes_of_sides(band)))
+    axes_of_sums = Sums.axes(band.values)
+    operands = ((q, Q), (k, K), (v, V), (sides, Sides.axes(band.scores)))
     *leaves, lse = divided(band.plan, run, operands, given, (*jax.tree.leaves(axes_of_sums), ROW))
     sums = jax.tree.unflatten(jax.tree.structure(axes_of_sums), leaves)
     return sums, (q, k, v, sides, given, sums, lse)
@@ -180,12 +166,9 @@ def _relative_forward(band: Band, q, k, v, sides, given):
 
 def _relative_backward(band: Band, saved: Any, d: Any):
     q, k, v, sides, given, sums, lse = saved
-    delta = dots(d.out, sums.out)
-    if band.values:
-        delta = delta + dots(d.w, sums.w) + d.above * sums.above + d.below * sums.below
-    given = given.with_rows(lse=lse, delta=delta)
-    axes_of_sums = Sums(OUT, *(("b t n e", ROW, ROW) if band.values else (None,) * 3))
-    operands = ((q, Q), (k, K), (v, V), (sides, _axes_of_sides(band)), (d, axes_of_sums))
+    given = given.with_rows(lse=lse, delta=sums.along(d))
+    axes_of_sums = Sums.axes(band.values)
+    operands = ((q, Q), (k, K), (v, V), (sides, Sides.axes(band.scores)), (d, axes_of_sums))
     run = functools.partial(divided, band.plan, operands=operands, given=given)
 
     def of_queries(here, *parts):
@@ -193,7 +176,7 @@ def _relative_backward(band: Band, saved: Any, d: Any):
             jax.tree.leaves(pallas_gpu_relative.backward_queries(dataclasses.replace(band, plan=here), *parts))
         )
 
-    axes = _axes_of_sides(band)._replace(g=None)
+    axes = Sides.axes(band.scores)._replace(g=None)
     dq, *leaves = run(of_queries, results=(Q, *jax.tree.leaves(axes)))
     d_sides = jax.tree.unflatten(jax.tree.structure(axes), leaves)
     dk, dv = run(
@@ -201,10 +184,6 @@ def _relative_backward(band: Band, saved: Any, d: Any):
         results=(K, V),
     )
     return dq, dk, dv, d_sides, given.gradients()
-
-
-def _axes_of_sides(band: Band) -> Sides:
-    return Sides(*(("b t n e", ROW, ROW) if band.scores else (None,) * 3), "s e")
 
 
 _relative_core.defvjp(_relative_forward, _relative_backward)

@@ -1,11 +1,4 @@
-"""The kernels of `pallas_gpu` for clipped relative tables, as products of two sides (`separable`).
-
-With f of the queries, g of the keys, and numbers c⁺, c⁻ of each query, r = j − i and K the clip:
-
-    score = scale · (⟨q_i, k_j⟩ + ρ_ij),   ρ_ij = ⟨f_i, g_j⟩ for |r| < K, c⁺_i for r ≥ K, c⁻_i for r ≤ −K
-    out_i = Σ_j p_ij v_j,   W_i = Σ_{|r|<K} p_ij g_j,   P⁺_i = Σ_{r≥K} p_ij,   P⁻_i = Σ_{r≤−K} p_ij
-
-and the backward pass has the same three cases in dP_ij = ⟨dO_i, v_j⟩ + (⟨dW_i, g_j⟩, dP⁺_i or dP⁻_i). Only tiles that touch the band
+"""The kernels of `pallas_gpu` for clipped relative tables, as products of two sides (`separable` has the equations). Only tiles that touch the band
 |r| < K pay for another product, a constant number for each row of tiles; the others a number for each query.
 """
 
@@ -13,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +34,7 @@ from kernels.attention.pallas_gpu_passes import (
     vector_specs,
     vectors,
 )
+from kernels.attention.separable import Sides, Sums
 
 
 @dataclass(frozen=True)
@@ -110,24 +104,6 @@ class Band:
             return total, above + mass * ahead, below + mass * (1 - ahead)
 
         return lax.cond(self.near(tile), inside, outside)
-
-
-class Sides(NamedTuple):
-    """f `[B, T, N, G]`, c⁺ and c⁻ `[B, N, T]` (None without scores), and g `[S, G]`."""
-
-    f: jax.Array | None
-    above: jax.Array | None
-    below: jax.Array | None
-    g: jax.Array
-
-
-class Sums(NamedTuple):
-    """out `[B, T, N, Hv]`; W `[B, T, N, G]`, P⁺ and P⁻ `[B, N, T]`, None without values."""
-
-    out: jax.Array
-    w: jax.Array | None
-    above: jax.Array | None
-    below: jax.Array | None
 
 
 def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.Array]:

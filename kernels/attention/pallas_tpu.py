@@ -22,14 +22,12 @@ from kernels.attention.fused import (
     COLUMN,
     CURVE,
     LINE,
-    OUT,
     ROW,
     Given,
     K,
     Q,
     V,
     divided,
-    dots,
     padded,
     refusals_of_masks,
     up,
@@ -37,8 +35,9 @@ from kernels.attention.fused import (
 from kernels.attention.mask import AttentionMask
 from kernels.attention.pallas_tpu_bands import Band
 from kernels.attention.pallas_tpu_passes import backward_keys, backward_queries, forward
-from kernels.attention.pallas_tpu_plan import Plan
+from kernels.attention.pallas_tpu_plan import Clipped, Plan
 from kernels.attention.positions import Placement
+from kernels.attention.separable import Basis, Sides, Sums
 from kernels.attention.skew import expand
 from kernels.attention.terms import Multiply, PiecewiseLinear, Relative, RowColumn, Table, Term, Toeplitz
 from kernels.mosaic_tpu import Interpret
@@ -48,6 +47,7 @@ _WIDTHS = (32, 64, 128, 256)
 _BLOCKS = (512, 256, 128)
 # Bytes of on-chip memory for tables and their gradients, of the 16 MiB that a v4 has.
 _TABLE_BYTES = 8 << 20
+_MOST_PARTS = 2
 
 
 def attention(
@@ -73,8 +73,7 @@ def attention(
     if reasons:
         raise ValueError(f"attention implementation 'pallas_tpu': {'; '.join(reasons)}. implementation='xla' does it")
     batch, queries, heads, _ = q.shape
-    tables = _tables(terms)
-    if k.shape[2] != heads and any(x.values.shape[1] == heads for x in tables["key"]):
+    if k.shape[2] != heads and any(x.values.shape[1] == heads for x in _tables(terms)["key"]):
         k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
     if not isinstance(scale, int | float):
         q, scale = (q * scale).astype(q.dtype), 1.0
@@ -83,6 +82,7 @@ def attention(
     block = _block(queries, keys)
     left, right = mask.band
     rate, words = (0.0, None) if dropout is None else dropout
+    basis, tables = _basis(terms, wide), _tables(terms)
     plan = Plan(
         batch=batch,
         queries=up(queries, block),
@@ -99,12 +99,19 @@ def attention(
         rate=rate,
         interpret=interpret,
         block=block,
-        band=_band(terms, placement, queries, keys),
+        band=None if basis else _band(terms, placement, queries, keys),
+        clipped=basis and Clipped(basis.limit, _parts(basis, wide), bool(tables["query"]), bool(tables["value"])),
     )
     given = Given.of(plan, terms, mask, placement, words, (queries, keys))
-    given = given._replace(bands={name: _laid_out(plan, name, x, q.dtype) for name, x in tables.items() if x})
-    q, k, v = padded(q, plan.queries, wide), padded(k, plan.keys, wide), padded(v, plan.keys, wide)
-    return _core(plan, q, k, v, given)[:, :queries, :, :value_width]
+    operands = padded(q, plan.queries, wide), padded(k, plan.keys, wide), padded(v, plan.keys, wide)
+    if basis is None:
+        given = given._replace(bands={name: _laid_out(plan, name, x, q.dtype) for name, x in tables.items() if x})
+        return _core(plan, *operands, None, given).out[:, :queries, :, :value_width]
+    (relative,) = [term for term in terms if isinstance(term, Relative)]
+    like = plan.queries, plan.keys, plan.clipped.parts * wide
+    sides = Sides.of(basis, relative, q, offset=plan.offset, like=like)
+    sums = _core(plan, *operands, sides, given)
+    return sums.joined(basis, relative.value, offset=plan.offset, length=queries, width=value_width)
 
 
 def _block(queries: int, keys: int) -> int:
@@ -126,6 +133,17 @@ def _tables(terms: tuple[Term, ...]) -> dict[str, list[Table]]:
     relative = [term for term in terms if isinstance(term, Relative)]
     found = {side: [getattr(term, side) for term in relative] for side in BAND}
     return {side: [table for table in tables if table is not None] for side, tables in found.items()}
+
+
+def _basis(terms: tuple[Term, ...], wide: int) -> Basis | None:
+    """Of the call's one `Relative` with clipped tables, where its products are narrow enough to be cheaper than bands."""
+    relative = [term for term in terms if isinstance(term, Relative)]
+    basis = Basis.of(relative[0]) if len(relative) == 1 else None
+    return basis if basis and _parts(basis, wide) <= _MOST_PARTS else None
+
+
+def _parts(basis: Basis, wide: int) -> int:
+    return -(-basis.width // wide)
 
 
 def _band(terms: tuple[Term, ...], placement: Placement, queries: int, keys: int) -> Band | None:
@@ -168,7 +186,7 @@ def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, p
     if sum(isinstance(term, PiecewiseLinear) for term in terms) > 1:
         reasons.append("it has one PiecewiseLinear at most")
     reasons += refusals_of_masks(terms, mask, placement)
-    if not reasons:
+    if not reasons and not _basis(terms, _wide(q, v)):
         band = _band(terms, placement, q.shape[1], v.shape[1])
         sides = sum(bool(tables) for tables in _tables(terms).values())
         # Both are there twice: while one is computed with, the next is on its way.
@@ -182,32 +200,43 @@ def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, p
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _core(plan: Plan, q, k, v, given):
-    return _forward(plan, q, k, v, given)[0]
+def _core(plan: Plan, q, k, v, sides, given):
+    return _forward(plan, q, k, v, sides, given)[0]
 
 
-def _forward(plan: Plan, q, k, v, given):
-    out, lse = divided(plan, forward, ((q, Q), (k, K), (v, V)), given, (OUT, ROW))
-    return out, (q, k, v, given, out, lse)
+def _operands(plan: Plan, q: Array, k: Array, v: Array, sides: Sides | None) -> tuple:
+    return (q, Q), (k, K), (v, V), (sides, Sides.axes(plan.clipped.scores) if plan.clipped else None)
 
 
-def _backward(plan: Plan, saved: Any, gradient: Array):
-    q, k, v, given, out, lse = saved
-    given = given.with_rows(lse=lse, delta=dots(gradient, out))
-    operands = ((q, Q), (k, K), (v, V), (gradient, OUT))
+def _axes_of_sums(plan: Plan) -> Sums:
+    return Sums.axes(plan.clipped is not None and plan.clipped.values)
+
+
+def _forward(plan: Plan, q, k, v, sides, given):
+    sums, lse = _trees(plan, _operands(plan, q, k, v, sides), given, forward, (_axes_of_sums(plan), ROW))
+    return sums, (q, k, v, sides, given, sums, lse)
+
+
+def _backward(plan: Plan, saved: Any, d: Sums):
+    q, k, v, sides, given, sums, lse = saved
+    given = given.with_rows(lse=lse, delta=sums.along(d))
+    operands = (*_operands(plan, q, k, v, sides), (d, _axes_of_sums(plan)))
     lines, bands = dict.fromkeys(given.lines, LINE), {name: BAND[name] for name in given.bands}
     of_keys = {name: bands.pop(name) for name in ("key",) if name in bands}
     columns = {name: COLUMN for name in given.columns if name == "bias"}
     run = functools.partial(_trees, plan, operands, given)
     curves, rows = dict.fromkeys(given.curves, CURVE), {name: ROW for name in given.rows if name == "reach"}
-    dq, d_lines, d_bands, d_curves, d_rows = run(backward_queries, (Q, lines, bands, curves, rows))
+    of_sides = Sides.axes(plan.clipped is not None and plan.clipped.scores)._replace(g=None)
+    dq, d_sides, *of_tables = run(backward_queries, (Q, of_sides, lines, bands, curves, rows))
+    d_lines, d_bands, d_curves, d_rows = of_tables
     dk, dv, d_columns, d_key = run(backward_keys, (K, V, columns, of_keys))
     d_rows = {name: jnp.sum(x, axis=1) for name, x in d_rows.items()}
     d_bands = {
         name: (jnp.sum(x, axis=1, keepdims=True) if given.bands[name].shape[1] == 1 else x).astype(q.dtype)
         for name, x in (d_bands | d_key).items()
     }
-    return dq, dk, dv, given.gradients(rows=d_rows, columns=d_columns, lines=d_lines, bands=d_bands, curves=d_curves)
+    d_given = given.gradients(rows=d_rows, columns=d_columns, lines=d_lines, bands=d_bands, curves=d_curves)
+    return dq, dk, dv, sides and d_sides, d_given
 
 
 def _trees(plan: Plan, operands: tuple, given: Given, function: Callable[..., tuple], results: tuple) -> tuple:

@@ -2,7 +2,8 @@
 
 Outside, a table is laid out with one row for each distance of a band, whatever its map of rows; beyond the band it is constant. A tile of scores is
 decided by squares of 128 × 128, one diagonal of squares at a time: a square that meets the band is one product with 256 rows of the table and a
-skew, any other is one number for each row. A tile wholly beyond the band costs no product: its end row is added to an operand instead,
+skew, any other is one number for each row. The way back, from the entries of a tile to rows or to a table's gradient, is the inverse skew, made once for
+both; a gradient lies with its rows across, so that no square is transposed for it. A tile wholly beyond the band costs no product: its end row is added to an operand instead,
 
     ⟨q_i, k_j⟩ + ⟨q_i, A⟩ + ⟨k_j, C⟩ = ⟨q_i + C, k_j + A⟩ − ⟨A, C⟩,   Σ_j p_ij (v_j + E).
 
@@ -11,9 +12,9 @@ Sources: Shaw et al. 2018 (arXiv:1803.02155) and He et al. 2021 (arXiv:2006.0365
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,11 +67,50 @@ class Band:
     def end(self, distance: Any, table: Any) -> jax.Array:
         """The row `[1, lanes]`, float32, that a table has beyond the band, on the side of `distance`."""
         left, right = (table[x : x + 1, :].astype(jnp.float32) for x in (0, self.rows - 1))
-        return jnp.where(distance < self.first, left, right)
+        return jnp.where(self.is_before(distance), left, right)
 
-    def add_to_end(self, distance: Any, table: Any, row: jax.Array) -> None:
-        where = jnp.where(distance < self.first, 0, self.rows - 1)
-        table[pl.ds(where, 1), :] += row
+    def is_before(self, distance: Any) -> Any:
+        """Of a distance beyond the band, whether it is the left side."""
+        return distance < self.first
+
+
+class Gradient(NamedTuple):
+    """Refs of what a table's gradient is summed in: `[lanes, R]`, and in the first two of eight rows `[8, lanes]` what its ends have beyond the band."""
+
+    table: Any
+    ends: Any
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Adds Σ_c entries[y, c] · table[distance of (y, c)] to `total[y]`; `only` leaves the lanes of one head."""
+
+    table: Any
+    only: Callable[[jax.Array], jax.Array]
+    total: Any
+
+    def near(self, at: Any, rows: slice, by_distance: jax.Array) -> None:
+        found = self.only(self.table[at, :])
+        self.total[rows, :] += product(by_distance.astype(found.dtype), found)
+
+    def far(self, band: Band, distance: Any, rows: slice, sums: jax.Array) -> None:
+        self.total[rows, :] += sums * self.only(band.end(distance, self.table))
+
+
+@dataclass(frozen=True)
+class OfTable:
+    """Adds Σ entries[y, c] · x_y of all (y, c) at a distance to the gradient of its row, in float32; `x` stands down, `across` is its transpose."""
+
+    x: jax.Array
+    across: jax.Array
+    gradient: Gradient
+
+    def near(self, at: Any, rows: slice, by_distance: jax.Array) -> None:
+        self.gradient.table[:, at] += product(self.across[:, rows], by_distance.astype(self.x.dtype))
+
+    def far(self, band: Band, distance: Any, rows: slice, sums: jax.Array) -> None:
+        row = jnp.sum(sums * self.x[rows].astype(jnp.float32), axis=0, keepdims=True)
+        self.gradient.ends[pl.ds(jnp.where(band.is_before(distance), 0, 1), 1), :] += row
 
 
 @dataclass(frozen=True)
@@ -115,41 +155,25 @@ class Squares:
             for number, (rows, columns) in enumerate(squares):
                 out[rows, columns] = jnp.broadcast_to(products[_part(number)], (SQUARE, SQUARE))
 
-    def sum_rows(self, entries: Any, table: Any, only: Any, total: Any) -> None:
-        """total[y] += Σ_c entries[y, c] · only(table[distance of (y, c)])."""
+    def give(self, entries: Any, *receivers: Rows | OfTable) -> None:
+        """The entries of a tile, in the ref `entries`, to each of the receivers."""
         for distance, rows, squares in self._diagonals():
-            self._sum_rows(distance, rows, squares, entries, table, only, total)
+            self._give(distance, rows, squares, entries, receivers)
 
-    def _sum_rows(self, distance, rows, squares, entries, table, only, total) -> None:
+    def _give(self, distance, rows, squares, entries, receivers) -> None:
         meets = self.band.meets(distance)
 
         @pl.when(meets)
         def near():
-            found = only(table[self._rows_at(distance), :])
-            by_distance = self._by_distance(entries, squares).astype(found.dtype)
-            total[rows, :] += product(by_distance, found)
+            by_distance = self._by_distance(entries, squares)
+            for receiver in receivers:
+                receiver.near(self._rows_at(distance), rows, by_distance)
 
         @pl.when(jnp.logical_not(meets))
         def far():
-            total[rows, :] += self._sums(entries, squares) * only(self.band.end(distance, table))
-
-    def add_to_table(self, entries: Any, x: jax.Array, table: Any) -> None:
-        """table[distance of (y, c)] += entries[y, c] · x_y, in float32."""
-        for distance, rows, squares in self._diagonals():
-            self._add_to_table(distance, x[rows], squares, entries, table)
-
-    def _add_to_table(self, distance, x, squares, entries, table) -> None:
-        meets = self.band.meets(distance)
-
-        @pl.when(meets)
-        def near():
-            by_distance = self._by_distance(entries, squares).T.astype(x.dtype)
-            table[self._rows_at(distance), :] += product(by_distance, x)
-
-        @pl.when(jnp.logical_not(meets))
-        def far():
-            row = jnp.sum(self._sums(entries, squares) * x.astype(jnp.float32), axis=0, keepdims=True)
-            self.band.add_to_end(distance, table, row)
+            sums = self._sums(entries, squares)
+            for receiver in receivers:
+                receiver.far(self.band, distance, rows, sums)
 
     def _rows_at(self, distance: Any) -> Any:
         return pl.ds(pl.multiple_of(distance - self.band.first, SQUARE), 2 * SQUARE)

@@ -22,87 +22,23 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels import mosaic_tpu
 from kernels.attention.fused import FLOOR, Given
+from kernels.attention.pallas_tpu_bands import Gradient
+from kernels.attention.pallas_tpu_clipped import Cases, Wide
 from kernels.attention.pallas_tpu_curve import REGISTER
 from kernels.attention.pallas_tpu_plan import LANES, Plan
 from kernels.attention.pallas_tpu_products import product
 from kernels.attention.pallas_tpu_tile import Tile
+from kernels.attention.separable import Sides, Sums
 
 
-def forward(plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, given: Given) -> tuple[jax.Array, jax.Array]:
-    """(out `[B, T, N, H]`, lse `[B, N, T]`) of q `[B, T, N, H]`, k, v `[B, S, K, H]`."""
-    over = OfQueries(plan)
-
-    def body(q_ref, k_ref, v_ref, said, out_ref, lse_ref, top, mass, total, added, down, work):
-        first_query, first_key, step, is_visited = over.place()
-        tile = Tile(plan, first_query, first_key, said._replace(rows=down), pl.program_id(0), work)
-
-        @pl.when(step == 0)
-        def begin():
-            turn(said.rows, down)
-            top[...] = jnp.full(top.shape, FLOOR, jnp.float32)
-            mass[...] = jnp.zeros(mass.shape, jnp.float32)
-            total[...] = jnp.zeros(total.shape, jnp.float32)
-
-        def compute(masked, beyond):
-            q, k, v = tile.with_ends(beyond, q_ref[...], k_ref[...], v_ref[...])
-            before, highers, sums = top[...], [], []
-            added[...] = jnp.zeros(added.shape, jnp.float32)
-            for head in range(plan.per):
-                s = tile.scores(head, tile.products(head, beyond, q, k), masked)
-                own = before[:, head * plan.width : head * plan.width + 1]
-                highers.append(jnp.maximum(own, jnp.max(s, axis=1, keepdims=True)))
-                p = jnp.exp2(s - highers[-1])
-                sums.append(jnp.sum(p, axis=1, keepdims=True))
-                kept = tile.dropped(head, p)
-                if "value" in said.bands:
-                    work[...] = kept
-                    tile.sum_band(head, beyond, "value", added)
-                added[...] += product(kept.astype(v.dtype), plan.only(head, v))
-            higher = plan.side_by_side(highers)
-            shrink = jnp.exp2(before - higher)
-            top[...] = higher
-            mass[...] = mass[...] * shrink + plan.side_by_side(sums)
-            total[...] = total[...] * shrink + added[...]
-
-        tile.run(is_visited, compute)
-
-        @pl.when(step == over.steps - 1)
-        def end():
-            weight = jnp.maximum(mass[...], 1e-30)  # of a row that saw nothing
-            out_ref[...] = (total[...] / weight).astype(out_ref.dtype)
-            lse = (top[...] + jnp.log2(weight)).T
-            for head in range(plan.per):
-                lse_ref[head : head + 1, :] = lse[head * plan.width : head * plan.width + 1]
-
-    said = over.said(given)
-    state = pltpu.VMEM((plan.block, plan.lanes), jnp.float32)
-    out, lse = mosaic_tpu.kernel(
-        body,
-        name="attention_forward",
-        grid=over.grid,
-        sequential=1,
-        inputs=[over.query_tile(), over.key_tile(), over.key_tile(), over.specs(said)],
-        outputs=[over.query_tile(), over.row_spec(plan.per)],
-        shapes=[
-            jax.ShapeDtypeStruct((plan.batch, plan.queries, plan.blocks * plan.lanes), q.dtype),
-            jax.ShapeDtypeStruct((plan.batch, plan.blocks, plan.per, plan.queries), jnp.float32),
-        ],
-        scratch=[state, state, state, state, over.down(said.rows), over.work(said)],
-        interpret=plan.interpret,
-    )(plan.packed(q), plan.packed(k), plan.packed(v), said)
-    return plan.unpacked(out), plan.by_head(lse, 1)
-
-
-def backward_queries(
-    plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array, given: Given
-) -> tuple[jax.Array, dict, dict, dict, dict]:
-    """The gradients of q, and, summed over the batch, of the lines, `[N, T + S − 1]`, the query and value tables, `[R, N, H]`, and the
-    curves; and of the rows' reach, `[B, N, T]`. The rows hold lse and delta too.
-    """
+def forward(
+    plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, sides: Sides | None, given: Given
+) -> tuple[Sums, jax.Array]:
+    """(sums, lse `[B, N, T]`) of q `[B, T, N, H]`, k, v `[B, S, K, H]`."""
     over = OfQueries(plan)
 
     def body(
-        q_ref, k_ref, v_ref, gradient_ref, said, dq_ref, d_lines, d_bands, d_curves, d_rows, total, reach, down, work
+        q_ref, k_ref, v_ref, wide, said, out_ref, lse_ref, w_refs, p_refs, top, mass, total, added, w, p_far, down, work
     ):
         first_query, first_key, step, is_visited = over.place()
         tile = Tile(plan, first_query, first_key, said._replace(rows=down), pl.program_id(0), work)
@@ -110,24 +46,112 @@ def backward_queries(
         @pl.when(step == 0)
         def begin():
             turn(said.rows, down)
-            for sums in (total, *reach.values()):
-                sums[...] = jnp.zeros(sums.shape, jnp.float32)
+            top[...] = jnp.full(top.shape, FLOOR, jnp.float32)
+            clear(mass, total, w, p_far)
+
+        def compute(masked, beyond):
+            q, k, v = tile.with_ends(beyond, q_ref[...], k_ref[...], v_ref[...])
+            before, highers, sums = top[...], [], []
+            cases, far = Cases(tile, beyond), []
+            clear(added)
+            for head in range(plan.per):
+                products = tile.products(head, beyond, q, k)
+                if wide.f:
+                    products = products + cases.met(head, wide.f, wide.g, "c")
+                s = tile.scores(head, products, masked)
+                own = before[:, head * plan.width : head * plan.width + 1]
+                highers.append(jnp.maximum(own, jnp.max(s, axis=1, keepdims=True)))
+                p = jnp.exp2(s - highers[-1])
+                sums.append(jnp.sum(p, axis=1, keepdims=True))
+                kept = tile.dropped(head, p)
+                if "value" in said.bands:
+                    work[...] = kept
+                    tile.give(head, beyond, "value", total=added["out"])
+                added["out"][...] += product(kept.astype(v.dtype), plan.only(head, v))
+                if w:
+                    far.append(cases.add(head, kept, wide.g, added["w"]))
+            higher = plan.side_by_side(highers)
+            shrink = jnp.exp2(before - higher)
+            top[...] = higher
+            mass[...] = mass[...] * shrink + plan.side_by_side(sums)
+            total[...] = total[...] * shrink + added["out"][...]
+            for sums_of_w, here in zip(w, added["w"], strict=True):
+                sums_of_w[...] = sums_of_w[...] * shrink + here[...]
+            for sums_beyond, columns in zip(p_far, zip(*far, strict=True), strict=True):
+                sums_beyond[...] = sums_beyond[...] * shrink + plan.side_by_side(list(columns))
+
+        tile.run(is_visited, compute)
+
+        @pl.when(step == over.steps - 1)
+        def end():
+            weight = jnp.maximum(mass[...], 1e-30)  # of a row that saw nothing
+            out_ref[...] = (total[...] / weight).astype(out_ref.dtype)
+            over.write(lse_ref, top[...] + jnp.log2(weight))
+            for ref, sums in zip(w_refs, w, strict=True):
+                ref[...] = (sums[...] / weight).astype(ref.dtype)
+            for ref, sums in zip(p_refs, p_far, strict=True):
+                over.write(ref, sums[...] / weight)
+
+    wide, given = over.wide(sides, None, given)
+    said = over.said(given)
+    state, tile = pltpu.VMEM((plan.block, plan.lanes), jnp.float32), over.query_tile()
+    parts = plan.clipped.parts if plan.clipped and plan.clipped.values else 0
+    far = 2 if parts else 0
+    out, lse, w, p_far = mosaic_tpu.kernel(
+        body,
+        name="attention_forward",
+        grid=over.grid,
+        sequential=1,
+        inputs=[tile, over.key_tile(), over.key_tile(), over.specs_of_wide(wide), over.specs(said)],
+        outputs=[tile, over.row_spec(plan.per), [tile] * parts, [over.row_spec(plan.per)] * far],
+        shapes=[over.of_queries(q.dtype), over.of_rows, [over.of_queries(q.dtype)] * parts, [over.of_rows] * far],
+        scratch=[
+            state,
+            state,
+            state,
+            {"out": state, "w": [state] * parts},
+            [state] * parts,
+            [state] * far,
+            over.down(said.rows),
+            over.work(said),
+        ],
+        interpret=plan.interpret,
+    )(plan.packed(q), plan.packed(k), plan.packed(v), wide, said)
+    above, below = (plan.by_head(x, 1) for x in p_far) if far else (None, None)
+    return Sums(plan.unpacked(out), over.joined(w), above, below), plan.by_head(lse, 1)
+
+
+def backward_queries(
+    plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, sides: Sides | None, d: Sums, given: Given
+) -> tuple[jax.Array, Sides, dict, dict, dict, dict]:
+    """The gradients of q, of f, c⁺ and c⁻, and, summed over the batch, of the lines, `[N, T + S − 1]`, the query and value tables, `[R, N, H]`, and the
+    curves; and of the rows' reach, `[B, N, T]`. The rows hold lse and delta too.
+    """
+    over = OfQueries(plan)
+
+    def body(q_ref, k_ref, v_ref, gradient_ref, wide, said, dq_ref, df_refs, dc_refs, d_lines, d_bands, d_curves, d_rows, total, df, dc, reach, down, work):  # fmt: skip
+        first_query, first_key, step, is_visited = over.place()
+        tile = Tile(plan, first_query, first_key, said._replace(rows=down), pl.program_id(0), work)
+
+        @pl.when(step == 0)
+        def begin():
+            turn(said.rows, down)
+            clear(total, df, dc, reach)
 
         @pl.when((step == 0) & (first_query == 0) & (pl.program_id(1) == 0))
         def begin_tables():
-            for table in (*d_lines.values(), *d_bands.values(), *d_curves.values()):
-                table[...] = jnp.zeros(table.shape, jnp.float32)
+            clear(d_lines, d_bands, d_curves)
 
         def compute(masked, beyond):
             q, k, v = tile.with_ends(beyond, q_ref[...], k_ref[...], v_ref[...])
             of_out = gradient_ref[...]
+            cases, far = Cases(tile, beyond), []
             for head in range(plan.per):
-                products = tile.products(head, beyond, q, k)
-                of_p = tile.of_probabilities(head, beyond, of_out, v)
+                products, of_p = both(cases, head, (q, k), (of_out, v), wide)
                 p, ds = tile.gradients(head, products, of_p, masked)
                 if "value" in d_bands:
                     work[...] = tile.dropped(head, p)
-                    tile.add_to_band(head, beyond, "value", of_out, d_bands["value"])
+                    tile.give(head, beyond, "value", x=of_out, gradient=d_bands["value"])
                 if "bias" in said.lines:
                     tile.add_to_line(d_lines["bias"], head, ds)
                 if "curve" in said.curves:
@@ -141,96 +165,105 @@ def backward_queries(
                     ds = ds * tile.on_line("factor", head)
                 if "query" in d_bands:
                     work[...] = ds
-                    tile.add_to_band(head, beyond, "query", q_ref[...], d_bands["query"])
-                    tile.sum_band(head, beyond, "query", total)
+                    tile.give(head, beyond, "query", total=total, x=q_ref[...], gradient=d_bands["query"])
+                if df:
+                    far.append(cases.add(head, ds, wide.g, df))
                 total[...] += product(ds.astype(k.dtype), plan.only(head, k))
+            for sums, columns in zip(dc, zip(*far, strict=True), strict=True):
+                sums[...] += plan.side_by_side(list(columns))
 
         tile.run(is_visited, compute)
 
         @pl.when(step == over.steps - 1)
         def end():
-            dq_ref[...] = (total[...] * plan.slope).astype(dq_ref.dtype)
+            for ref, sums in zip((dq_ref, *df_refs), (total, *df), strict=True):
+                ref[...] = (sums[...] * plan.slope).astype(ref.dtype)
+            for ref, sums in zip(dc_refs, dc, strict=True):
+                over.write(ref, sums[...] * plan.slope)
             for name, sums in reach.items():
                 for head in range(plan.per):
                     d_rows[name][head : head + 1, :] = sums[head].T[:1]
 
+    wide, given = over.wide(sides, d, given)
     said = over.said(given)
     with_gradient = {name: x for name, x in said.bands.items() if name != "key"}
     tile = over.query_tile()
     reaches = [name for name in said.rows if name == "reach"]
     state = pltpu.VMEM((plan.block, plan.lanes), jnp.float32)
     curve = {name: (plan.per, x.shape[1], *REGISTER) for name, x in said.curves.items()}
-    dq, d_lines, d_bands, d_curves, d_rows = mosaic_tpu.kernel(
+    parts, far = len(wide.f), 2 if wide.f else 0
+    dq, df, dc, d_lines, d_bands, d_curves, d_rows = mosaic_tpu.kernel(
         body,
         name="attention_dq",
         grid=over.grid,
         sequential=3 if said.lines or with_gradient or curve else 1,
-        inputs=[tile, over.key_tile(), over.key_tile(), tile, over.specs(said)],
+        inputs=[tile, over.key_tile(), over.key_tile(), tile, over.specs_of_wide(wide), over.specs(said)],
         outputs=[
             tile,
+            [tile] * parts,
+            [over.row_spec(plan.per)] * far,
             over.specs_of_tables(said.lines),
-            over.specs_of_tables(with_gradient, own=True),
+            over.specs_of_gradients(with_gradient),
             {name: pl.BlockSpec((None, *shape), lambda c, *_: (c, 0, 0, 0, 0)) for name, shape in curve.items()},
             dict.fromkeys(reaches, over.row_spec(plan.per)),
         ],
         shapes=[
-            jax.ShapeDtypeStruct((plan.batch, plan.queries, plan.blocks * plan.lanes), q.dtype),
-            over.shapes_of_tables(said.lines, plan.blocks),
-            over.shapes_of_tables(with_gradient, plan.blocks),
+            over.of_queries(q.dtype),
+            [over.of_queries(q.dtype)] * parts,
+            [over.of_rows] * far,
+            {name: jax.ShapeDtypeStruct((plan.blocks, *x.shape[1:]), jnp.float32) for name, x in said.lines.items()},
+            over.shapes_of_gradients(with_gradient, plan.blocks),
             {name: jax.ShapeDtypeStruct((plan.blocks, *shape), jnp.float32) for name, shape in curve.items()},
-            dict.fromkeys(
-                reaches, jax.ShapeDtypeStruct((plan.batch, plan.blocks, plan.per, plan.queries), jnp.float32)
-            ),
+            dict.fromkeys(reaches, over.of_rows),
         ],
         scratch=[
             state,
+            [state] * parts,
+            [state] * far,
             dict.fromkeys(reaches, pltpu.VMEM((plan.per, plan.block, LANES), jnp.float32)),
             over.down(said.rows),
             over.work(said),
         ],
         interpret=plan.interpret,
-    )(plan.packed(q), plan.packed(k), plan.packed(v), plan.packed(gradient), said)
+    )(plan.packed(q), plan.packed(k), plan.packed(v), plan.packed(d.out), wide, said)
+    above, below = (plan.by_head(x, 1) for x in dc) if far else (None, None)
     slopes = {"bias": 1.0, "distance": 1.0, "factor": plan.slope, "query": plan.slope, "value": 1.0}
     d_lines = {name: plan.by_head(x, 0)[..., 1:] * slopes[name] for name, x in d_lines.items()}
     d_bands = {name: x * slopes[name] for name, x in plan.of_bands(d_bands).items()}
     d_curves = {name: plan.by_head(jnp.sum(x, axis=(3, 4)), 0) for name, x in d_curves.items()}
     d_rows = {name: plan.by_head(x, 1) for name, x in d_rows.items()}
-    return plan.unpacked(dq), d_lines, d_bands, d_curves, d_rows
+    return plan.unpacked(dq), Sides(over.joined(df), above, below, None), d_lines, d_bands, d_curves, d_rows
 
 
 def backward_keys(
-    plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, gradient: jax.Array, given: Given
+    plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, sides: Sides | None, d: Sums, given: Given
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
     """The gradients of k and v, of a bias of the columns, `[B, N, S]`, and of a key table, `[R, K, H]`, summed over the batch."""
     over = OfKeys(plan)
 
-    def body(q_ref, k_ref, v_ref, gradient_ref, said, dk_ref, dv_ref, d_columns, d_bands, dk, dv, db, down, work):
+    def body(q_ref, k_ref, v_ref, gradient_ref, wide, said, dk_ref, dv_ref, d_columns, d_bands, dk, dv, db, down, work):
         first_query, first_key, (group, step), is_visited = over.place()
         block = group * plan.kv_blocks + pl.program_id(0)
         tile = Tile(plan, first_query, first_key, said._replace(columns=down), block, work, transposed=True)
 
         @pl.when((group == 0) & (step == 0))
         def begin():
-            dk[...] = jnp.zeros(dk.shape, jnp.float32)
-            dv[...] = jnp.zeros(dv.shape, jnp.float32)
+            clear(dk, dv)
 
         @pl.when((group == 0) & (step == 0) & (first_key == 0) & (pl.program_id(1) == 0))
         def begin_tables():
-            for table in d_bands.values():
-                table[...] = jnp.zeros(table.shape, jnp.float32)
+            clear(d_bands)
 
         @pl.when(step == 0)
         def begin_head():
             turn(said.columns, down)
-            for sums in db.values():
-                sums[...] = jnp.zeros(sums.shape, jnp.float32)
+            clear(db)
 
         def compute(masked, beyond):
             q, k, v = tile.with_ends(beyond, q_ref[...], k_ref[...], v_ref[...])
             of_out = gradient_ref[...]
             for head in range(plan.per):
-                products = tile.products(head, beyond, q, k)
-                of_p = tile.of_probabilities(head, beyond, of_out, v)
+                products, of_p = both(Cases(tile, beyond), head, (q, k), (of_out, v), wide)
                 p, ds = tile.gradients(head, products, of_p, masked)
                 for sums in db.values():
                     sums[head] += jnp.broadcast_to(jnp.sum(ds, axis=1, keepdims=True), sums.shape[1:])
@@ -238,8 +271,7 @@ def backward_keys(
                     ds = ds * tile.on_line("factor", head)
                 if "key" in d_bands:
                     work[...] = ds
-                    tile.add_to_band(head, beyond, "key", k_ref[...], d_bands["key"])
-                    tile.sum_band(head, beyond, "key", dk)
+                    tile.give(head, beyond, "key", total=dk, x=k_ref[...], gradient=d_bands["key"])
                 dv[...] += product(tile.dropped(head, p).astype(q.dtype), plan.only(head, of_out))
                 dk[...] += product(ds.astype(q.dtype), plan.only(head, q))
 
@@ -256,6 +288,7 @@ def backward_keys(
             dk_ref[...] = (dk[...] * plan.slope).astype(dk_ref.dtype)
             dv_ref[...] = dv[...].astype(dv_ref.dtype)
 
+    wide, given = over.wide(sides, d, given)
     said = over.said(given)
     biased = [name for name in said.columns if name == "bias"]
     with_gradient = {name: x for name, x in said.bands.items() if name == "key"}
@@ -269,25 +302,43 @@ def backward_keys(
         name="attention_dkv",
         grid=over.grid,
         sequential=4 if with_gradient else 2,
-        inputs=[over.query_tile(), tile, tile, over.query_tile(), over.specs(said)],
+        inputs=[over.query_tile(), tile, tile, over.query_tile(), over.specs_of_wide(wide), over.specs(said)],
         outputs=[
             tile,
             tile,
             dict.fromkeys(biased, over.column_spec(plan.per)),
-            over.specs_of_tables(with_gradient, own=True),
+            over.specs_of_gradients(with_gradient),
         ],
         shapes=[
             of_keys,
             of_keys,
             dict.fromkeys(biased, of_columns),
-            over.shapes_of_tables(with_gradient, plan.kv_blocks),
+            over.shapes_of_gradients(with_gradient, plan.kv_blocks),
         ],
         scratch=[state, state, dict.fromkeys(biased, sums), over.down(said.columns), over.work(said)],
         interpret=plan.interpret,
-    )(plan.packed(q), plan.packed(k), plan.packed(v), plan.packed(gradient), said)
+    )(plan.packed(q), plan.packed(k), plan.packed(v), plan.packed(d.out), wide, said)
     d_columns = {name: plan.by_head(x, 1) for name, x in d_columns.items()}
     d_bands = {name: x * plan.slope for name, x in plan.of_bands(d_bands).items()}
     return plan.unpacked(dk), plan.unpacked(dv), d_columns, d_bands
+
+
+def both(
+    cases: Cases, head: int, of_scores: tuple[jax.Array, ...], of_values: tuple[jax.Array, ...], wide: Wide
+) -> tuple[jax.Array, jax.Array]:
+    """What the scores of a tile are made of, and dP: of (q, k) and (dO, v) `with_ends`, and of the tables."""
+    products = cases.tile.products(head, cases.beyond, *of_scores)
+    of_p = cases.tile.of_probabilities(head, cases.beyond, *of_values)
+    if wide.f:
+        products = products + cases.met(head, wide.f, wide.g, "c")
+    if wide.dw:
+        of_p = of_p + cases.met(head, wide.dw, wide.g, "dP")
+    return products, of_p
+
+
+def clear(*refs: Any) -> None:
+    for ref in jax.tree.leaves(refs):
+        ref[...] = jnp.zeros(ref.shape, jnp.float32)
 
 
 def turned(row: jax.Array) -> jax.Array:
@@ -321,6 +372,44 @@ class Passes:
         lines, bands = self.plan.lines(given), self.plan.bands(given)
         return Given(vectors(given.rows), vectors(given.columns), lines, bands, curves)
 
+    def wide(self, sides: Sides | None, d: Sums | None, given: Given) -> tuple[Wide, Given]:
+        """Of tables as products what is wide, and what is a number for each query with the rest of `given`."""
+        if sides is None:
+            return Wide([], [], []), given
+
+        def packed(x: jax.Array | None) -> list[jax.Array]:
+            return [] if x is None else [self.plan.packed(part) for part in self.plan.parts(x)]
+
+        rows: dict[str, jax.Array] = {}
+        if sides.f is not None:
+            rows |= {"c above": sides.above, "c below": sides.below}
+        if d is not None and d.w is not None:
+            rows |= {"dP above": d.above, "dP below": d.below}
+        g = [jnp.tile(part, (1, self.plan.per)) for part in self.plan.parts(sides.g)]
+        return Wide(packed(sides.f), packed(d and d.w), g), given.with_rows(**rows)
+
+    def specs_of_wide(self, wide: Wide) -> Wide:
+        tile = self.query_tile()
+        g = pl.BlockSpec((self.plan.block, self.plan.lanes), lambda *place: (self.at(*place)[3], 0))
+        return Wide([tile] * len(wide.f), [tile] * len(wide.dw), [g] * len(wide.g))
+
+    def joined(self, parts: list[jax.Array]) -> jax.Array | None:
+        """The inverse of `Plan.parts` for what was packed; None where there is none."""
+        return jnp.concatenate([self.plan.unpacked(x) for x in parts], axis=-1) if parts else None
+
+    def of_queries(self, dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((self.plan.batch, self.plan.queries, self.plan.blocks * self.plan.lanes), dtype)
+
+    @property
+    def of_rows(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((self.plan.batch, self.plan.blocks, self.plan.per, self.plan.queries), jnp.float32)
+
+    def write(self, ref: Any, columns: jax.Array) -> None:
+        """columns `[block, lanes]`, the same in all lanes of a head, as rows into the ref `[heads, block]`."""
+        rows = columns.T
+        for head in range(self.plan.per):
+            ref[head : head + 1, :] = rows[head * self.plan.width : head * self.plan.width + 1]
+
     def _signed(self, x: jax.Array) -> jax.Array:
         return lax.bitcast_convert_type(x, jnp.int32) if x.dtype == jnp.uint32 else x
 
@@ -330,26 +419,31 @@ class Passes:
         lines, bands = self.specs_of_tables(said.lines), self.specs_of_tables(said.bands)
         return Given(rows, columns, lines, bands, dict.fromkeys(said.curves, pl.BlockSpec(memory_space=pltpu.SMEM)))
 
-    def specs_of_tables(self, tables: dict, own: bool = False) -> dict:
-        """Of tables `[blocks or 1, rows, columns]` those of a program's block of heads; a key table has blocks of key heads.
+    def specs_of_tables(self, tables: dict) -> dict:
+        """Of tables `[blocks or 1, rows, columns]` those of a program's block of heads; a key table has blocks of key heads."""
+        return {name: self._of_block(name, x.shape[1:], x.shape[0] == 1) for name, x in tables.items()}
 
-        own: of their gradients, which are of each block even where all heads share the table.
-        """
+    def specs_of_gradients(self, bands: dict) -> dict:
+        """Of the gradients of bands, which are of each block even where all heads share the table."""
+        return {
+            name: Gradient(self._of_block(name, x.shape[:0:-1]), self._of_block(name, (8, x.shape[2])))
+            for name, x in bands.items()
+        }
 
-        def spec(name: str, x: Any) -> pl.BlockSpec:
-            def where(*place):
-                c = self.at(*place)[1]
-                of_keys = name == "key" and self.plan.group > 1
-                block = lax.rem(c, self.plan.kv_blocks) if of_keys else c
-                return block if own or x.shape[0] > 1 else 0, 0, 0
+    def shapes_of_gradients(self, bands: dict, blocks: int) -> dict:
+        def one(x: jax.Array) -> Gradient:
+            shapes = (blocks, *x.shape[:0:-1]), (blocks, 8, x.shape[2])
+            return Gradient(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
 
-            return pl.BlockSpec((None, *x.shape[1:]), where)
+        return {name: one(x) for name, x in bands.items()}
 
-        return {name: spec(name, x) for name, x in tables.items()}
+    def _of_block(self, name: str, shape: tuple[int, ...], shared: bool = False) -> pl.BlockSpec:
+        def where(*place):
+            c = self.at(*place)[1]
+            block = lax.rem(c, self.plan.kv_blocks) if name == "key" and self.plan.group > 1 else c
+            return 0 if shared else block, 0, 0
 
-    def shapes_of_tables(self, tables: dict, blocks: int) -> dict:
-        """Of their gradients."""
-        return {name: jax.ShapeDtypeStruct((blocks, *x.shape[1:]), jnp.float32) for name, x in tables.items()}
+        return pl.BlockSpec((None, *shape), where)
 
     def work(self, said: Given) -> Any:
         """Scratch of a tile's shape where there are bands, as small as it may be where there are none."""

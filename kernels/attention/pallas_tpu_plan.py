@@ -8,26 +8,43 @@ other heads set to zero, which costs the matrix unit the same as the padding wou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from kernels.attention.fused import Call, Given
-from kernels.attention.pallas_tpu_bands import Band
+from kernels.attention.pallas_tpu_bands import Band, Gradient
 
 LANES = 128
 
 
 @dataclass(frozen=True)
+class Clipped:
+    """Tables that are constant from |r| = limit on, as products of `parts` times a head's width; whether one meets queries, and values."""
+
+    limit: int
+    parts: int
+    scores: bool
+    values: bool
+
+    def beyond(self, r: Any, block: int) -> Any:
+        """Whether a tile whose corner is at r has no |r| < limit."""
+        inside = block - 1
+        return (r - inside >= self.limit) | (r + inside <= -self.limit)
+
+
+@dataclass(frozen=True)
 class Plan(Call):
-    """A call, the side of its square tiles, and where its tables of relative positions are not constant.
+    """A call, the side of its square tiles, and where its tables of relative positions are not constant, as bands or as products.
 
     q, k and v have heads of one width, which divides 128 or is a multiple of it.
     """
 
     block: int
     band: Band | None
+    clipped: Clipped | None
 
     @property
     def lanes(self) -> int:
@@ -72,14 +89,18 @@ class Plan(Call):
         """`[B, T, heads, width]` → `[B, T, blocks · lanes]`."""
         return self.by_group(x, 2).reshape(*x.shape[:2], -1)
 
+    def parts(self, x: jax.Array) -> list[jax.Array]:
+        """x `[…, parts · width]`, a part after the other."""
+        return jnp.split(x, x.shape[-1] // self.width, axis=-1)
+
     def unpacked(self, x: jax.Array) -> jax.Array:
         return self.by_head(x.reshape(*x.shape[:2], -1, self.per, self.width), 2)
 
-    def only(self, head: int, x: jax.Array) -> jax.Array:
-        """x `[length, lanes]` with the lanes of all other heads zero."""
+    def only(self, head: int, x: jax.Array, axis: int = 1) -> jax.Array:
+        """x `[length, lanes]` with the lanes of all other heads zero; `axis` says where the lanes are."""
         if self.per == 1:
             return x
-        lane = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+        lane = lax.broadcasted_iota(jnp.int32, x.shape, axis)
         return jnp.where((lane >= head * self.width) & (lane < (head + 1) * self.width), x, jnp.zeros_like(x))
 
     def side_by_side(self, columns: list[jax.Array]) -> jax.Array:
@@ -104,6 +125,12 @@ class Plan(Call):
             for name, x in given.bands.items()
         }
 
-    def of_bands(self, bands: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """`[R, heads, width]` each: what lay in blocks of lanes."""
-        return {name: self.unpacked(jnp.moveaxis(x, 0, 1).reshape(1, x.shape[1], -1))[0] for name, x in bands.items()}
+    def of_bands(self, gradients: dict[str, Gradient]) -> dict[str, jax.Array]:
+        """`[R, heads, width]` each, of gradients `[blocks, lanes, R]`, `[blocks, 8, lanes]`."""
+
+        def one(gradient: Gradient) -> jax.Array:
+            x = jnp.transpose(gradient.table, (2, 0, 1))
+            x = x.at[jnp.array([0, -1])].add(jnp.moveaxis(gradient.ends[:, :2], 0, 1))
+            return self.unpacked(x.reshape(1, x.shape[0], -1))[0]
+
+        return {name: one(gradient) for name, gradient in gradients.items()}

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 
 from kernels.attention.dropout import keep
 from kernels.attention.fused import HIDDEN, Given
-from kernels.attention.pallas_tpu_bands import Squares
+from kernels.attention.pallas_tpu_bands import Gradient, OfTable, Rows, Squares
 from kernels.attention.pallas_tpu_curve import Curve
 from kernels.attention.pallas_tpu_diagonals import add_along_diagonals, along_diagonals
 from kernels.attention.pallas_tpu_plan import Plan
@@ -118,20 +118,25 @@ class Tile:
         met = self.work[...]
         return met if keys_down == self.transposed else met.T
 
-    def add_to_band(self, head: int, beyond: bool, name: str, x: jax.Array, table: Any) -> None:
-        """Adds to the gradient of a table what the entries that stand in `work` have of x, which stands down."""
-        own = self.plan.only(head, x)
-        if not beyond:
-            self.squares(name == "key").add_to_table(self.work, own, table)
-            return
-        row = jnp.sum(jnp.sum(self.work[...], axis=1, keepdims=True) * own.astype(jnp.float32), axis=0, keepdims=True)
-        self.plan.band.add_to_end(self.distance, table, row)
+    def give(
+        self, head: int, beyond: bool, name: str, *, total: Any = None, x: Any = None, gradient: Gradient | None = None
+    ) -> None:
+        """The entries that stand in `work` to the rows `total` by a table, and with `x`, which stands down, to its `gradient`.
 
-    def sum_band(self, head: int, beyond: bool, name: str, total: Any) -> None:
-        """Adds to `total` the rows of a table, by the entries that stand in `work`; beyond the band `with_ends` has done it."""
+        Beyond the band `with_ends` has given the rows theirs.
+        """
+        receivers: list[Rows | OfTable] = []
+        if total is not None and not beyond:
+            receivers.append(Rows(self.said.bands[name], functools.partial(self.plan.only, head), total))
+        if gradient is not None:
+            across = self.plan.only(head, x.astype(jnp.float32).T, axis=0).astype(x.dtype)
+            receivers.append(OfTable(self.plan.only(head, x), across, gradient))
         if not beyond:
-            only = functools.partial(self.plan.only, head)
-            self.squares(name == "key").sum_rows(self.work, self.said.bands[name], only, total)
+            self.squares(name == "key").give(self.work, *receivers)
+            return
+        sums = jnp.sum(self.work[...], axis=1, keepdims=True)
+        for receiver in receivers:
+            receiver.far(self.plan.band, self.distance, slice(None), sums)
 
     def scores(self, head: int, products: jax.Array, masked: bool) -> jax.Array:
         """log2(e) · (scale · products + biases), HIDDEN where the key is not visible. `masked`: the band hides some."""
@@ -190,8 +195,11 @@ class Tile:
 
     def run(self, is_visited: Any, compute: Callable[[bool, bool], None]) -> None:
         """compute(masked, beyond), where the tile is visited at all: whether the mask's band hides some, and whether it is beyond the tables'."""
-        if self.said.bands:
-            beyond = self.plan.band.beyond(self.distance, self.plan.block)
+        if self.said.bands or self.plan.clipped:
+            if self.said.bands:
+                beyond = self.plan.band.beyond(self.distance, self.plan.block)
+            else:
+                beyond = self.plan.clipped.beyond(self.distance - self.plan.offset, self.plan.block)
             pl.when(is_visited & jnp.logical_not(beyond))(lambda: compute(self.plan.banded, False))
             self._run(is_visited & beyond, lambda masked: compute(masked, True))
         else:

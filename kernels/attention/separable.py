@@ -12,6 +12,13 @@ Two bases. A table that *is* a sinusoid (`Wave`) is its own: g_j holds sin(j ω)
 Any other table is its real Fourier series of period 2K: g_j holds the orthonormal basis at j, G = 2K, B = the coefficients.
 Angles are computed in float64 on the host.
 
+So a kernel takes `Sides` beside q, k and v and gives `Sums`, and everything learned stays outside of it, to be differentiated by JAX:
+
+    score = scale · (⟨q_i, k_j⟩ + ρ_ij),   ρ_ij = ⟨f_i, g_j⟩ for |r| < K, c⁺_i for r ≥ K, c⁻_i for r ≤ −K
+    out_i = Σ_j p_ij v_j,   W_i = Σ_{|r|<K} p_ij g_j,   P⁺_i = Σ_{r≥K} p_ij,   P⁻_i = Σ_{r≤−K} p_ij
+
+Its backward pass has the same three cases in dP_ij = ⟨dO_i, v_j⟩ + (⟨dW_i, g_j⟩, dP⁺_i or dP⁻_i).
+
 The rotation of NEZHA's table is that of RoPE (Su et al. 2021, arXiv:2104.09864) with another start; that a clipped table is a short
 Fourier series is ours.
 """
@@ -20,12 +27,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kernels.attention.fused import OUT, ROW, dots, padded
 from kernels.attention.terms import Clip, Relative, Reverse, Table, Wave
 
 
@@ -120,6 +129,66 @@ class Basis:
         if self.wave is not None:
             return self.wave.base ** (-2.0 * np.arange(self.width // 2) / self.width)
         return 2 * np.pi * np.arange(self.limit) / self.width
+
+
+class Sides(NamedTuple):
+    """f `[B, T, N, G]`, c⁺ and c⁻ `[B, N, T]` (None without a query table), and g `[S, G]`."""
+
+    f: Array | None
+    above: Array | None
+    below: Array | None
+    g: Array
+
+    @classmethod
+    def of(
+        cls, basis: Basis, relative: Relative, q: Float[Array, "B T N H"], *, offset: int, like: tuple[int, int, int]
+    ) -> Sides:
+        """like: (queries, keys, G) to which they are padded with zeros."""
+        queries, keys, width = like
+        g = jnp.asarray(np.pad(basis.of_keys(keys), ((0, 0), (0, width - basis.width))), q.dtype)
+        if relative.query is None:
+            return cls(None, None, None, g)
+        f = padded(basis.to_queries(relative.query, q, offset), queries, width)
+        products = (
+            jnp.einsum("btnh,nh->btn", q.astype(jnp.float32), end) for end in basis.beyond(relative.query, q.shape[2])
+        )
+        above, below = (jnp.swapaxes(padded(x, queries), 1, 2) for x in products)
+        return cls(f, above, below, g)
+
+    @staticmethod
+    def axes(scores: bool) -> Sides:
+        return Sides(*(("b t n e", ROW, ROW) if scores else (None,) * 3), "s e")
+
+
+class Sums(NamedTuple):
+    """out `[B, T, N, Hv]`; W `[B, T, N, G]`, P⁺ and P⁻ `[B, N, T]`, None without a value table."""
+
+    out: Array
+    w: Array | None
+    above: Array | None
+    below: Array | None
+
+    @staticmethod
+    def axes(values: bool) -> Sums:
+        return Sums(OUT, *(("b t n e", ROW, ROW) if values else (None,) * 3))
+
+    def joined(self, basis: Basis, table: Table | None, *, offset: int, length: int, width: int) -> Array:
+        """What attention gives, `[B, T, N, W]` of `length` queries and `width` channels: out and the value table's part."""
+        out = self.out[:, :length, :, :width]
+        if table is None:
+            return out
+        above, below = (x[:, :, :length] for x in (self.above, self.below))
+        end, start = basis.beyond(table, out.shape[2])
+        added = basis.from_keys(table, self.w[:, :length, :, : basis.width], offset)
+        added += jnp.einsum("bnt,nh->btnh", above, end) + jnp.einsum("bnt,nh->btnh", below, start)
+        return (out.astype(jnp.float32) + added).astype(out.dtype)
+
+    def along(self, gradient: Sums) -> Float[Array, "B N T"]:
+        """δ: Σ_j p_ij dP_ij of each query, dP before its own δ is taken off."""
+        delta = dots(gradient.out, self.out)
+        if self.w is None:
+            return delta
+        return delta + dots(gradient.w, self.w) + gradient.above * self.above + gradient.below * self.below
 
 
 def _line(table: Table, heads: int) -> Float[Array, "R N H"]:

@@ -13,10 +13,12 @@ import numpy as np
 from kernels.attention import AttentionMask
 from kernels.attention.dropout import key_words
 from kernels.attention.positions import Placement
+from kernels.attention.terms import Clip, Relative, Table, Wave
 from tests.kernels.attention_cases import inputs, truth
 
 # Operands, probabilities and results are each rounded, bfloat16 by up to 2^-9 and float16 by 2^-12, relative; sums are float32.
 BOUND = {jnp.bfloat16: 4e-3, jnp.float16: 6e-4, jnp.float32: 2e-6}
+NOISE = 1e-5  # of an entry, of sums that come to little
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,23 @@ class Fused:
             part = tuple(step.idx for step in path[:2])
             wider = {(1, 0): 2 if kind.startswith("query") else 1, (1, 3): 4}.get(part, 1)
             # Gradients that are zero in exact arithmetic (of `a`, which softmax does not see) are noise in the reference.
-            assert error <= wider * BOUND[dtype] * size + 1e-5 * np.sqrt(want.size), (
+            assert error <= wider * BOUND[dtype] * size + NOISE * np.sqrt(want.size), (
                 jax.tree_util.keystr(path),
                 error,
                 size,
             )
+
+    def compare_sinusoid(self, sizes, dtype, *beside, **call):
+        """Tables that are a sinusoid, NEZHA's, are nobody's parameters: they have no gradients."""
+        (q, k, v, _), cotangent = inputs(sizes, "none")
+        wave = Wave(10000.0, 0.0)
+        table = Table(wave.table(129, sizes.H)[:, None], Clip(64), wave)
+        rounded = tuple(np.asarray(jnp.asarray(x, dtype), np.float32) for x in (q, k, v))
+        arguments = (*rounded, (Relative(query=table, value=table), *beside))
+        out, (*found, of_terms) = self.with_gradients(arguments, cotangent, dtype, **call)
+        expected, (*wanted, of_expected) = truth(arguments, cotangent, **call)
+        for got, want, wider in ((out, expected, 2), (found, wanted, 2), (of_terms[1:], of_expected[1:], 4)):
+            for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+                size, error = np.linalg.norm(b), np.linalg.norm(np.asarray(a, np.float32) - b)
+                assert error <= wider * BOUND[dtype] * size + NOISE * np.sqrt(b.size), (b.shape, error, size)
+        assert not any(np.any(x) for x in jax.tree.leaves(of_terms[0]))

@@ -24,7 +24,6 @@ from kernels.attention import (
     RowColumn,
     Table,
     Toeplitz,
-    Wave,
     api,
     attention,
     mosaic,
@@ -85,16 +84,7 @@ def test_relative_tables_under_masks(mask):
 @runs
 @pytest.mark.parametrize("width", [64, 128])
 def test_a_sinusoid_is_no_table(width):
-    sizes = Sizes(B=1, T=200, S=200, H=width, W=width)
-    (q, k, v, _), cotangent = inputs(sizes, "none")
-    wave = Wave(10000.0, 0.0)
-    table = Table(wave.table(129, width)[:, None], Clip(64), wave)
-    rounded = tuple(np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32) for x in (q, k, v))
-    arguments = (*rounded, (Relative(query=table, value=table),))
-    out, gradients = with_gradients(arguments, cotangent, jnp.bfloat16)
-    expected, of_arguments = truth(arguments, cotangent)
-    for got, want in zip((out, *gradients[:3]), (expected, *of_arguments[:3]), strict=True):
-        assert np.linalg.norm(np.asarray(got, np.float32) - want) < 8e-3 * np.linalg.norm(want)
+    FUSED.compare_sinusoid(Sizes(B=1, T=200, S=200, H=width, W=width), jnp.bfloat16)
 
 
 @runs

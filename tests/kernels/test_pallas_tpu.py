@@ -89,9 +89,29 @@ def test_relative_tables_in_tiles_of_several_squares():
         assert np.linalg.norm(got - want) <= 4e-6 * np.linalg.norm(want) + 1e-5 * np.sqrt(want.size)
 
 
-def test_relative_tables_in_bfloat16_within_a_window():
+@pytest.mark.parametrize("kind", ["query_and_value", "key_per_head"])
+def test_relative_tables_in_bfloat16_within_a_window(kind):
     sizes = Sizes(T=260, S=260, N=2, K=2, H=64, W=64)
-    compare(sizes, "query_and_value", mask=AttentionMask(window=(150, 140)))
+    compare(sizes, kind, mask=AttentionMask(window=(150, 140)))
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("none", jnp.bfloat16), ("toeplitz", jnp.float32)])
+def test_a_sinusoid_is_no_table(kind, dtype):
+    sizes = Sizes(B=1, T=130, S=400, N=4, K=2, H=64, W=64)
+    call = {"mask": AttentionMask(causal=True), "dropout": (0.1, jax.random.key(3))}
+    FUSED.compare_sinusoid(sizes, dtype, *inputs(sizes, kind)[0][3], **call)
+
+
+@pytest.mark.parametrize("side", ["query", "value"])
+def test_a_series_of_two_parts(side):
+    """A table clipped at 40 has a period of 80, more than the 64 that a head's width is padded to."""
+    sizes = Sizes(B=1, T=260, S=140, N=2, K=2, H=48, W=48)
+    (q, k, v, _), cotangent = inputs(sizes, "none")
+    table = np.random.default_rng(0).standard_normal((81, 1, 48)).astype(np.float32) / 4
+    arguments = q, k, v, (Relative(**{side: Table(table, Clip(40))}),)
+    found, expected = with_gradients(arguments, cotangent, jnp.float32), truth(arguments, cotangent)
+    for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(got - want) <= 4e-6 * np.linalg.norm(want) + 1e-5 * np.sqrt(want.size)
 
 
 def test_dropout_drops_what_the_reference_drops():
@@ -120,14 +140,13 @@ def test_a_value_of_minus_infinity_masks():
 
 
 @pytest.mark.skipif(ON_TPU, reason="is about interpretation")
-def test_no_output_is_left_and_visited_again():
+@pytest.mark.parametrize("relative", ["several", "query_and_value"])
+def test_no_output_is_left_and_visited_again(relative):
     """Which a TPU computes wrongly without a word, and plain interpretation rightly: only these parameters raise."""
     sizes = Sizes(B=1, T=260, S=260, N=2, K=1, H=128, W=128)
-    (q, k, v, toeplitz), cotangent = inputs(sizes, "toeplitz")
-    more = (
-        term for kind in ("multiply", "row_column", "several", "piecewise_linear") for term in inputs(sizes, kind)[0][3]
-    )
-    terms = (*toeplitz, *more)
+    (q, k, v, _), cotangent = inputs(sizes, "none")
+    kinds = ("toeplitz", "multiply", "row_column", "piecewise_linear") if relative == "several" else ()
+    terms = tuple(term for kind in (*kinds, relative) for term in inputs(sizes, kind)[0][3])
     call = {"mask": AttentionMask(causal=True), "dropout": (0.1, jax.random.key(0))}
     found = with_gradients((q, k, v, terms), cotangent, jnp.float32, **call)
     strict = Fused(pallas_tpu.attention, pltpu.InterpretParams()).with_gradients(
@@ -146,7 +165,7 @@ def test_the_same_bits_twice():
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "several", "piecewise_linear"])
+@pytest.mark.parametrize("kind", [*KINDS, "several", "query_and_value", "piecewise_linear"])
 def test_lowers_for_tpu_without_a_tpu(kind):
     sizes = Sizes(T=300, S=300, H=64, W=64)
     (q, k, v, terms), _ = inputs(sizes, kind)
