@@ -149,12 +149,12 @@ def _parts(basis: Basis, wide: int) -> int:
 def _band(terms: tuple[Term, ...], placement: Placement, queries: int, keys: int) -> Band | None:
     spans = [table.rows.span for tables in _tables(terms).values() for table in tables]
     block = _block(queries, keys)
-    return Band.of(max(spans), placement.offset or 0, up(queries, block), up(keys, block)) if spans else None
+    return Band.of(max(spans), placement.offset or 0, up(queries, block), up(keys, block), block) if spans else None
 
 
 def _laid_out(plan: Plan, side: str, tables: list[Table], dtype: jnp.dtype) -> Array:
     """The sum of tables, one row for each distance of the band: `[R, N or K or 1, width]`."""
-    r = np.arange(plan.band.rows) + plan.band.least - plan.offset
+    r = np.arange(plan.band.rows) + plan.band.start - plan.offset
     heads = plan.kv_heads if side == "key" else plan.heads
 
     def one(table: Table) -> Array:

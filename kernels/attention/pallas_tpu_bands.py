@@ -1,8 +1,8 @@
 """Tables of relative positions inside a TPU kernel: what they add to a tile of scores, and what a tile adds to them.
 
 Outside, a table is laid out with one row for each distance of a band, whatever its map of rows; beyond the band it is constant. A tile of scores is
-decided by squares of 128 × 128, one diagonal of squares at a time: a square that meets the band is one product with 256 rows of the table and a
-skew, any other is one number for each row. The way back, from the entries of a tile to rows or to a table's gradient, is the inverse skew, made once for
+decided by rows of squares of 128 × 128: one that meets the band is a product with all distances that it has, 128 more than it has columns, and a skew,
+any other is one number for each row. The way back, from the entries of a tile to rows or to a table's gradient, is the inverse skew, made once for
 both; a gradient lies with its rows across, so that no square is transposed for it. A tile wholly beyond the band costs no product: its end row is added to an operand instead,
 
     ⟨q_i, k_j⟩ + ⟨q_i, A⟩ + ⟨k_j, C⟩ = ⟨q_i + C, k_j + A⟩ − ⟨A, C⟩,   Σ_j p_ij (v_j + E).
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from kernels.attention.pallas_tpu_diagonals import SQUARE, skewed, unskewed
+from kernels.attention.pallas_tpu_diagonals import SQUARE, skewed_row, unskewed_row
 from kernels.attention.pallas_tpu_products import product, product_of_rows
 
 
@@ -30,34 +30,39 @@ class Band:
 
     Attributes:
       first, last: the least and the greatest distance between the corners of squares that meet the band, multiples of 128.
+      least, most: those of squares in a row with one that does.
     """
 
     first: int
     last: int
+    least: int
+    most: int
 
     @classmethod
-    def of(cls, span: int, offset: int, queries: int, keys: int) -> Band:
-        """Of tables that are constant from |r| = span on, r = distance − offset, for padded lengths."""
+    def of(cls, span: int, offset: int, queries: int, keys: int, block: int) -> Band:
+        """Of tables that are constant from |r| = span on, r = distance − offset, for lengths padded to multiples of `block`."""
         reach = span + SQUARE - 1  # a square whose corner is further away has no entry within the span
-        first = max((offset - reach) // SQUARE + 1, 1 - queries // SQUARE)
-        last = min(-(-(offset + reach) // SQUARE) - 1, keys // SQUARE - 1)
+        least, most = SQUARE - queries, keys - SQUARE
+        first = max(((offset - reach) // SQUARE + 1) * SQUARE, least)
+        last = min((-(-(offset + reach) // SQUARE) - 1) * SQUARE, most)
         # Lengths may lie wholly beyond the span: one diagonal of squares is still looked at.
-        first = min(first, keys // SQUARE - 1)
-        return cls(first * SQUARE, max(last, first) * SQUARE)
+        first = min(first, most)
+        last = max(last, first)
+        return cls(first, last, max(least, first + SQUARE - block), min(most, last - SQUARE + block))
 
     @property
     def rows(self) -> int:
-        """Rows of a table that is laid out: row x is of distance first − 128 + x."""
-        return self.last - self.first + 2 * SQUARE
+        """Rows of a table that is laid out: row x is of distance least − 128 + x."""
+        return self.most - self.least + 2 * SQUARE
 
     @property
-    def least(self) -> int:
+    def start(self) -> int:
         """The distance of row 0."""
-        return self.first - SQUARE
+        return self.least - SQUARE
 
-    def meets(self, distance: Any) -> Any:
-        """Whether a square at this distance meets the band."""
-        return (distance >= self.first) & (distance <= self.last)
+    def meets(self, distance: Any, block: int) -> Any:
+        """Whether a row of squares, the lowest at this distance, meets the band."""
+        return (distance + (block - SQUARE) >= self.first) & (distance <= self.last)
 
     def beyond(self, distance: Any, block: int) -> Any:
         """Whether all squares of a tile are beyond the band on one side."""
@@ -115,7 +120,7 @@ class OfTable:
 
 @dataclass(frozen=True)
 class Squares:
-    """The squares of one tile of scores, by diagonals of squares.
+    """The squares of one tile of scores, by rows of squares.
 
     band: of the call. distance: that of the tile's corner. block: its side. transposed: keys stand down.
     """
@@ -125,67 +130,55 @@ class Squares:
     block: int
     transposed: bool
 
-    def _diagonals(self) -> Iterator[tuple[Any, slice, list[tuple[slice, slice]]]]:
-        """(distance, all rows, (rows, columns) of each square) of every diagonal of squares."""
-        count = self.block // SQUARE
-        for ahead in range(1 - count, count):
-            first, last = max(0, -ahead), min(count, count - ahead)
-            squares = [(_part(y), _part(y + ahead)) for y in range(first, last)]
-            step = -ahead if self.transposed else ahead
-            yield self.distance + step * SQUARE, slice(first * SQUARE, last * SQUARE), squares
+    def _rows(self) -> Iterator[tuple[slice, Any]]:
+        """(rows, the lowest distance of a square) of every row of squares."""
+        for y in range(0, self.block, SQUARE):
+            lowest = self.distance + (y + SQUARE - self.block if self.transposed else -y)
+            yield slice(y, y + SQUARE), lowest
 
     def meet(self, x: jax.Array, table: Any, out: Any) -> None:
         """out[y, c] = ⟨x_y, table[distance of (y, c)]⟩, for x `[block, lanes]` of what stands down."""
-        for distance, rows, squares in self._diagonals():
-            self._meet(distance, x[rows], squares, table, out)
+        for rows, lowest in self._rows():
+            self._meet(lowest, x[rows], rows, table, out)
 
-    def _meet(self, distance: Any, x: jax.Array, squares: list[tuple[slice, slice]], table: Any, out: Any) -> None:
-        meets = self.band.meets(distance)
+    def _meet(self, lowest: Any, x: jax.Array, rows: slice, table: Any, out: Any) -> None:
+        meets = self.band.meets(lowest, self.block)
 
         @pl.when(meets)
         def near():
-            products = product_of_rows(x, table[self._rows_at(distance), :])
-            for number, (rows, columns) in enumerate(squares):
-                own = products[_part(number)]
-                out[rows, columns] = skewed(own[:, :SQUARE], own[:, SQUARE:], transposed=self.transposed)
+            products = product_of_rows(x, table[self._rows_at(lowest), :])
+            out[rows, :] = skewed_row(_parts(products), transposed=self.transposed)
 
         @pl.when(jnp.logical_not(meets))
         def far():
-            products = jnp.sum(x.astype(jnp.float32) * self.band.end(distance, table), axis=1, keepdims=True)
-            for number, (rows, columns) in enumerate(squares):
-                out[rows, columns] = jnp.broadcast_to(products[_part(number)], (SQUARE, SQUARE))
+            products = jnp.sum(x.astype(jnp.float32) * self.band.end(lowest, table), axis=1, keepdims=True)
+            out[rows, :] = jnp.broadcast_to(products, (SQUARE, self.block))
 
     def give(self, entries: Any, *receivers: Rows | OfTable) -> None:
         """The entries of a tile, in the ref `entries`, to each of the receivers."""
-        for distance, rows, squares in self._diagonals():
-            self._give(distance, rows, squares, entries, receivers)
+        for rows, lowest in self._rows():
+            self._give(lowest, rows, entries, receivers)
 
-    def _give(self, distance, rows, squares, entries, receivers) -> None:
-        meets = self.band.meets(distance)
+    def _give(self, lowest: Any, rows: slice, entries: Any, receivers: tuple[Rows | OfTable, ...]) -> None:
+        meets = self.band.meets(lowest, self.block)
 
         @pl.when(meets)
         def near():
-            by_distance = self._by_distance(entries, squares)
+            blocks = unskewed_row(_parts(entries[rows, :]), transposed=self.transposed)
+            by_distance = jnp.concatenate(blocks, axis=1)
             for receiver in receivers:
-                receiver.near(self._rows_at(distance), rows, by_distance)
+                receiver.near(self._rows_at(lowest), rows, by_distance)
 
         @pl.when(jnp.logical_not(meets))
         def far():
-            sums = self._sums(entries, squares)
+            sums = jnp.sum(entries[rows, :], axis=1, keepdims=True)
             for receiver in receivers:
-                receiver.far(self.band, distance, rows, sums)
+                receiver.far(self.band, lowest, rows, sums)
 
-    def _rows_at(self, distance: Any) -> Any:
-        return pl.ds(pl.multiple_of(distance - self.band.first, SQUARE), 2 * SQUARE)
-
-    def _by_distance(self, entries: Any, squares: list[tuple[slice, slice]]) -> jax.Array:
-        """`[rows, 256]`: of each row its entries in the order of the table's rows."""
-        parts = (unskewed(entries[rows, columns], transposed=self.transposed) for rows, columns in squares)
-        return jnp.concatenate([jnp.concatenate(part, axis=1) for part in parts], axis=0)
-
-    def _sums(self, entries: Any, squares: list[tuple[slice, slice]]) -> jax.Array:
-        return jnp.concatenate([jnp.sum(entries[r, c], axis=1, keepdims=True) for r, c in squares], axis=0)
+    def _rows_at(self, lowest: Any) -> Any:
+        """Of a table, the distances of a row of squares."""
+        return pl.ds(pl.multiple_of(lowest - self.band.least, SQUARE), self.block + SQUARE)
 
 
-def _part(number: int) -> slice:
-    return slice(number * SQUARE, (number + 1) * SQUARE)
+def _parts(x: jax.Array) -> list[jax.Array]:
+    return [x[:, first : first + SQUARE] for first in range(0, x.shape[1], SQUARE)]

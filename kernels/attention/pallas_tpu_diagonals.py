@@ -31,12 +31,27 @@ def skewed(low: jax.Array, high: jax.Array, *, transposed: bool = False) -> jax.
     return jnp.take_along_axis(jnp.where(from_high, high, low), source, axis=1)
 
 
-def unskewed(square: jax.Array, *, transposed: bool = False) -> tuple[jax.Array, jax.Array]:
-    """The transpose of `skewed`: (low, high), zero where nothing is read."""
+def unskewed(square: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The transpose of `skewed`, not transposed: (low, high), zero where nothing is read."""
+    low, high = unskewed_row([square])
+    return low, high
+
+
+def skewed_row(blocks: list[jax.Array], *, transposed: bool = False) -> jax.Array:
+    """A row of squares side by side, from one block of 128 more than there are squares: by distance, the first of them the lowest."""
+    low, high = (blocks[::-1][1:], blocks[::-1]) if transposed else (blocks, blocks[1:])
+    squares = [skewed(*pair, transposed=transposed) for pair in zip(low, high, strict=False)]
+    return jnp.concatenate(squares, axis=1)
+
+
+def unskewed_row(squares: list[jax.Array], *, transposed: bool = False) -> list[jax.Array]:
+    """The transpose of `skewed_row`: what a block has of both squares that read it."""
     _, target, from_high = _places(transposed)
-    moved = jnp.take_along_axis(square, target, axis=1)
-    nothing = jnp.zeros_like(moved)
-    return jnp.where(from_high, nothing, moved), jnp.where(from_high, moved, nothing)
+    moved = [jnp.take_along_axis(square, target, axis=1) for square in squares]
+    nothing = jnp.zeros_like(moved[0])
+    by_distance = moved[::-1] if transposed else moved
+    neighbours = zip([nothing, *by_distance], [*by_distance, nothing], strict=True)
+    return [jnp.where(from_high, before, after) for before, after in neighbours]
 
 
 def along_diagonals(lines: Any, row: int, start: jax.Array, block: int, *, transposed: bool = False) -> jax.Array:

@@ -49,20 +49,21 @@ def forward(
             top[...] = jnp.full(top.shape, FLOOR, jnp.float32)
             clear(mass, total, w, p_far)
 
-        def compute(masked, beyond):
+        def compute(masked, beyond, shift):
             q, k, v = tile.with_ends(beyond, q_ref[...], k_ref[...], v_ref[...])
-            before, highers, sums = top[...], [], []
-            cases, far = Cases(tile, beyond), []
+            shrinks = []
+            cases, far = Cases(tile, shift), []
             clear(added)
             for head in range(plan.per):
                 products = tile.products(head, beyond, q, k)
                 if wide.f:
                     products = products + cases.met(head, wide.f, wide.g, "c")
                 s = tile.scores(head, products, masked)
-                own = before[:, head * plan.width : head * plan.width + 1]
-                highers.append(jnp.maximum(own, jnp.max(s, axis=1, keepdims=True)))
-                p = jnp.exp2(s - highers[-1])
-                sums.append(jnp.sum(p, axis=1, keepdims=True))
+                higher = jnp.maximum(top[head], jnp.max(s, axis=1, keepdims=True))
+                p = jnp.exp2(s - plan.across(higher))
+                shrinks.append(jnp.exp2(top[head] - higher))
+                mass[head] = mass[head] * shrinks[-1] + jnp.sum(p, axis=1, keepdims=True)
+                top[head] = higher
                 kept = tile.dropped(head, p)
                 if "value" in said.bands:
                     work[...] = kept
@@ -70,10 +71,7 @@ def forward(
                 added["out"][...] += product(kept.astype(v.dtype), plan.only(head, v))
                 if w:
                     far.append(cases.add(head, kept, wide.g, added["w"]))
-            higher = plan.side_by_side(highers)
-            shrink = jnp.exp2(before - higher)
-            top[...] = higher
-            mass[...] = mass[...] * shrink + plan.side_by_side(sums)
+            shrink = plan.side_by_side(shrinks)
             total[...] = total[...] * shrink + added["out"][...]
             for sums_of_w, here in zip(w, added["w"], strict=True):
                 sums_of_w[...] = sums_of_w[...] * shrink + here[...]
@@ -84,9 +82,11 @@ def forward(
 
         @pl.when(step == over.steps - 1)
         def end():
-            weight = jnp.maximum(mass[...], 1e-30)  # of a row that saw nothing
+            weights = [jnp.maximum(mass[head], 1e-30) for head in range(plan.per)]  # of a row that saw nothing
+            weight = plan.side_by_side(weights)
             out_ref[...] = (total[...] / weight).astype(out_ref.dtype)
-            over.write(lse_ref, top[...] + jnp.log2(weight))
+            for head, own in enumerate(weights):
+                lse_ref[head : head + 1, :] = (top[head] + jnp.log2(own)).T[:1]
             for ref, sums in zip(w_refs, w, strict=True):
                 ref[...] = (sums[...] / weight).astype(ref.dtype)
             for ref, sums in zip(p_refs, p_far, strict=True):
@@ -106,8 +106,8 @@ def forward(
         outputs=[tile, over.row_spec(plan.per), [tile] * parts, [over.row_spec(plan.per)] * far],
         shapes=[over.of_queries(q.dtype), over.of_rows, [over.of_queries(q.dtype)] * parts, [over.of_rows] * far],
         scratch=[
-            state,
-            state,
+            pltpu.VMEM((plan.per, plan.block, LANES), jnp.float32),
+            pltpu.VMEM((plan.per, plan.block, LANES), jnp.float32),
             state,
             {"out": state, "w": [state] * parts},
             [state] * parts,
@@ -142,12 +142,12 @@ def backward_queries(
         def begin_tables():
             clear(d_lines, d_bands, d_curves)
 
-        def compute(masked, beyond):
+        def compute(masked, beyond, shift):
             q, k, v = tile.with_ends(beyond, q_ref[...], k_ref[...], v_ref[...])
             of_out = gradient_ref[...]
-            cases, far = Cases(tile, beyond), []
+            cases, far = Cases(tile, shift), []
             for head in range(plan.per):
-                products, of_p = both(cases, head, (q, k), (of_out, v), wide)
+                products, of_p = both(cases, beyond, head, (q, k), (of_out, v), wide)
                 p, ds = tile.gradients(head, products, of_p, masked)
                 if "value" in d_bands:
                     work[...] = tile.dropped(head, p)
@@ -259,11 +259,11 @@ def backward_keys(
             turn(said.columns, down)
             clear(db)
 
-        def compute(masked, beyond):
+        def compute(masked, beyond, shift):
             q, k, v = tile.with_ends(beyond, q_ref[...], k_ref[...], v_ref[...])
             of_out = gradient_ref[...]
             for head in range(plan.per):
-                products, of_p = both(Cases(tile, beyond), head, (q, k), (of_out, v), wide)
+                products, of_p = both(Cases(tile, shift), beyond, head, (q, k), (of_out, v), wide)
                 p, ds = tile.gradients(head, products, of_p, masked)
                 for sums in db.values():
                     sums[head] += jnp.broadcast_to(jnp.sum(ds, axis=1, keepdims=True), sums.shape[1:])
@@ -324,11 +324,16 @@ def backward_keys(
 
 
 def both(
-    cases: Cases, head: int, of_scores: tuple[jax.Array, ...], of_values: tuple[jax.Array, ...], wide: Wide
+    cases: Cases,
+    beyond: bool,
+    head: int,
+    of_scores: tuple[jax.Array, ...],
+    of_values: tuple[jax.Array, ...],
+    wide: Wide,
 ) -> tuple[jax.Array, jax.Array]:
     """What the scores of a tile are made of, and dP: of (q, k) and (dO, v) `with_ends`, and of the tables."""
-    products = cases.tile.products(head, cases.beyond, *of_scores)
-    of_p = cases.tile.of_probabilities(head, cases.beyond, *of_values)
+    products = cases.tile.products(head, beyond, *of_scores)
+    of_p = cases.tile.of_probabilities(head, beyond, *of_values)
     if wide.f:
         products = products + cases.met(head, wide.f, wide.g, "c")
     if wide.dw:

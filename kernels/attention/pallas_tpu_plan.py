@@ -8,7 +8,6 @@ other heads set to zero, which costs the matrix unit the same as the padding wou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +28,10 @@ class Clipped:
     scores: bool
     values: bool
 
-    def beyond(self, r: Any, block: int) -> Any:
-        """Whether a tile whose corner is at r has no |r| < limit."""
-        inside = block - 1
-        return (r - inside >= self.limit) | (r + inside <= -self.limit)
+    def beyond(self, r: int, side: int) -> bool:
+        """Whether a square whose corner is at r has no |r| < limit."""
+        inside = side - 1
+        return r - inside >= self.limit or r + inside <= -self.limit
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,12 @@ class Plan(Call):
     block: int
     band: Band | None
     clipped: Clipped | None
+
+    @property
+    def shifts(self) -> list[int]:
+        """How many tiles its keys are ahead of its queries, of every tile in which clipped tables are not constant."""
+        every = range(1 - self.queries // self.block, self.keys // self.block)
+        return [s for s in every if self.clipped and not self.clipped.beyond(s * self.block - self.offset, self.block)]
 
     @property
     def lanes(self) -> int:
@@ -104,12 +109,18 @@ class Plan(Call):
         return jnp.where((lane >= head * self.width) & (lane < (head + 1) * self.width), x, jnp.zeros_like(x))
 
     def side_by_side(self, columns: list[jax.Array]) -> jax.Array:
-        """`[block, 1]` of each head → `[block, lanes]`, each in the lanes of its head."""
-        lane = lax.broadcasted_iota(jnp.int32, (self.block, self.lanes), 1)
-        out = jnp.broadcast_to(columns[0], lane.shape)
-        for head, column in enumerate(columns[1:], start=1):
-            out = jnp.where(lane >= head * self.width, column, out)
+        """Of each head `[block, 1]`, or `[block, 128]` with a value in all of a row → `[block, lanes]`, each in the lanes of its head."""
+        shape = self.block, self.lanes
+        out, *others = (
+            jnp.broadcast_to(x, shape) if x.shape[1] == 1 else jnp.tile(x, (1, self.lanes // LANES)) for x in columns
+        )
+        for head, column in enumerate(others, start=1):
+            out = jnp.where(lax.broadcasted_iota(jnp.int32, shape, 1) >= head * self.width, column, out)
         return out
+
+    def across(self, column: jax.Array) -> jax.Array:
+        """`[block, 128]` with a value in all of a row → `[block, block]`."""
+        return jnp.tile(column, (1, self.block // LANES))
 
     def lines(self, given: Given) -> dict[str, jax.Array]:
         """`[blocks, per, T + S]` each: column T is that of r = −offset, where a query and the key of its index meet."""

@@ -43,13 +43,15 @@ class Tile:
         return self.plan.block, self.plan.block
 
     def _down(self, ref: Any, head: int) -> jax.Array:
-        return ref[min(head, ref.shape[0] - 1)][:, :1]
+        turned = ref[min(head, ref.shape[0] - 1)]
+        return jnp.concatenate([turned] * (self.plan.block // turned.shape[1]), axis=1)
 
     def _across(self, ref: Any, head: int) -> jax.Array:
         own = min(head, ref.shape[0] - 1)
         return ref[own : own + 1, :]
 
     def of_queries(self, name: str, head: int) -> jax.Array:
+        """What stands down is whole columns, what stands across one row."""
         return (self._across if self.transposed else self._down)(self.said.rows[name], head)
 
     def of_keys(self, name: str, head: int) -> jax.Array:
@@ -193,17 +195,22 @@ class Tile:
             inside.append(first + (plan.block - 1) <= plan.right)
         return inside[0] if len(inside) == 1 else inside[0] & inside[1]
 
-    def run(self, is_visited: Any, compute: Callable[[bool, bool], None]) -> None:
-        """compute(masked, beyond), where the tile is visited at all: whether the mask's band hides some, and whether it is beyond the tables'."""
-        if self.said.bands or self.plan.clipped:
-            if self.said.bands:
-                beyond = self.plan.band.beyond(self.distance, self.plan.block)
-            else:
-                beyond = self.plan.clipped.beyond(self.distance - self.plan.offset, self.plan.block)
-            pl.when(is_visited & jnp.logical_not(beyond))(lambda: compute(self.plan.banded, False))
-            self._run(is_visited & beyond, lambda masked: compute(masked, True))
-        else:
-            self._run(is_visited, lambda masked: compute(masked, False))
+    def run(self, is_visited: Any, compute: Callable[[bool, bool, int | None], None]) -> None:
+        """compute(masked, beyond, shift), where the tile is visited at all.
+
+        masked: the mask's band hides some entries. beyond: the tables' band has none. shift: of a tile where clipped tables are not constant.
+        """
+        if self.said.bands:
+            beyond = self.plan.band.beyond(self.distance, self.plan.block)
+            pl.when(is_visited & jnp.logical_not(beyond))(lambda: compute(self.plan.banded, False, None))
+            self._run(is_visited & beyond, lambda masked: compute(masked, True, None))
+            return
+        elsewhere = is_visited
+        for shift in self.plan.shifts:
+            here = self.distance == shift * self.plan.block
+            pl.when(is_visited & here)(functools.partial(compute, self.plan.banded, False, shift))
+            elsewhere = elsewhere & jnp.logical_not(here)
+        self._run(elsewhere, lambda masked: compute(masked, False, None))
 
     def _run(self, is_visited: Any, compute: Callable[[bool], None]) -> None:
         if not self.plan.banded:

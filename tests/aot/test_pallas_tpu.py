@@ -53,6 +53,8 @@ def compile_gradients(
     }
     made["all"] = sum(made.values(), ())
     made["nezha"] = (Relative(*(Table(array(129, 1, width), Clip(64)) if side else None for side in (1, 0, 1))),)
+    clipped = Table(array(65, 1, width), Clip(32))
+    made["key_clipped"] = (Relative(query=clipped, key=clipped, value=clipped),)
     buckets = LogBuckets(256, 512)
     rows = array(512, heads, width)
     made["deberta"] = (Relative(query=Table(rows, buckets), key=Table(rows, Reverse(buckets))),)
@@ -93,6 +95,7 @@ def test_long_rows_fit_on_the_chip(generation, width, length, terms):
     [
         ("nezha", 64, 32768),
         ("nezha", 128, 8192),
+        ("key_clipped", 64, 8192),
         ("deberta", 64, 8192),
         ("transformer_xl", 64, 2048),
         ("fire", 64, 32768),

@@ -222,7 +222,7 @@ def _call(dtype=jnp.bfloat16, width=32, length=8, **more):
         ("bfloat16 and float32, not float16. implementation='xla' does it", {"dtype": jnp.float16}),
         ("at most 256 wide, not 288", {"width": 288}),
         (
-            "1 tables of 16384 distances do not fit on the chip, of which 5461 do",
+            "1 tables of 17152 distances do not fit on the chip, of which 5461 do",
             {"length": 9000, "terms": (Relative(query=Table(jnp.ones((16001, 1, 32)), Clip(8000))),)},
         ),
         ("one PiecewiseLinear at most", {"terms": (CURVE, CURVE)}),
