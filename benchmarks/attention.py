@@ -37,9 +37,11 @@ from benchmarks.report import surroundings, table
 from kernels.attention import (
     AttentionMask,
     LogBuckets,
+    Multiply,
     PiecewiseLinear,
     Relative,
     Reverse,
+    RowColumn,
     Table,
     Toeplitz,
     attention,
@@ -202,37 +204,44 @@ def materialised(setting: Setting, values: jax.Array) -> jax.Array:
 
 
 def counted(generation: str) -> Iterator[tuple[str, str, float, float]]:
-    """Bundles of the three kernels for each kind of term: a tile near the diagonal and one beyond the tables together, a knot once."""
-    compiler = Compiler()
+    """Bundles of the three kernels for each kind of term: of a call of one tile, on the diagonal; a knot once."""
+    compiler, length = Compiler(), 512
     try:
         for width in (64, 128):
             heads = 128 // width
-            q = jax.ShapeDtypeStruct((1, 2048, heads, width), jnp.bfloat16)
-            for name, terms in (terms_of(heads, width) | further_terms(heads, width, 2048)).items():
-                call = functools.partial(attention, implementation="pallas_tpu")
+            q = jax.ShapeDtypeStruct((1, length, heads, width), jnp.bfloat16)
+            cases = terms_of(heads, width) | further_terms(heads, width, length) | {"none, dropout": ()}
+            for name, terms in cases.items():
+                leaves, tree = jax.tree.flatten(terms)
+                dropout = (0.1, jax.random.key(0)) if "dropout" in name else None
 
-                def both(q, k, v, terms, call=call):
-                    out, pull = jax.vjp(lambda q, k, v, terms: call(q, k, v, terms=terms), q, k, v, terms)
+                def gradients(q, k, v, *leaves, tree=tree, dropout=dropout):
+                    def call(q, k, v, leaves):
+                        terms = jax.tree.unflatten(tree, leaves)
+                        return attention(q, k, v, terms=terms, dropout=dropout, implementation="pallas_tpu")
+
+                    out, pull = jax.vjp(call, q, k, v, leaves)
                     return pull(out)
 
-                leaves, tree = jax.tree.flatten(terms)
-
-                def flat(q, k, v, *leaves, both=both, tree=tree):
-                    return both(q, k, v, jax.tree.unflatten(tree, leaves))
-
                 shapes = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
-                found = compiler.bundles(generation, flat, q, q, q, *shapes, count=all_of_it)
+                found = compiler.bundles(generation, gradients, q, q, q, *shapes, count=all_of_it)
                 yield from ((name, kernel, float(width), float(bundles)) for kernel, bundles in found.items())
     finally:
         compiler.forget()
 
 
 def further_terms(heads: int, width: int, length: int) -> dict[str, tuple]:
-    """As the encodings `deberta` and `fire` make them."""
+    """As the encodings `deberta` and `fire` make them, and the other kinds."""
     rows, buckets = jnp.zeros((512, heads, width)), LogBuckets(256, 512)
     tables = Relative(query=Table(rows, buckets), key=Table(rows, Reverse(buckets)))
     shapes = ((2 * length - 1,), (1, length), (32,), (heads, 32), (heads, 2))
-    return {"deberta (Relative)": (tables,), "fire (PiecewiseLinear)": (PiecewiseLinear(*map(jnp.zeros, shapes)),)}
+    numbers = jnp.zeros((1, heads, length))
+    return {
+        "deberta (Relative)": (tables,),
+        "fire (PiecewiseLinear)": (PiecewiseLinear(*map(jnp.zeros, shapes)),),
+        "Multiply": (Multiply(jnp.zeros((heads, 2 * length - 1))),),
+        "RowColumn": (RowColumn(numbers, numbers),),
+    }
 
 
 def in_jax(setting: Setting, call: Callable[..., jax.Array], repeats: int) -> Timing:
