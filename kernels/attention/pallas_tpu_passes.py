@@ -51,8 +51,7 @@ def forward(
 
         def compute(masked, beyond, shift):
             q, k, v = tile.with_ends(beyond, q_ref[...], k_ref[...], v_ref[...])
-            shrinks = []
-            cases, far = Cases(tile, shift), []
+            cases, shrinks = Cases(tile, shift), []
             clear(added)
             for head in range(plan.per):
                 products = tile.products(head, beyond, q, k)
@@ -70,13 +69,12 @@ def forward(
                     tile.give(head, beyond, "value", total=added["out"])
                 added["out"][...] += product(kept.astype(v.dtype), plan.only(head, v))
                 if w:
-                    far.append(cases.add(head, kept, wide.g, added["w"]))
+                    for sums, column in zip(p_far, cases.add(head, kept, wide.g, added["w"]), strict=True):
+                        sums[head] = sums[head] * shrinks[-1] + column
             shrink = plan.side_by_side(shrinks)
             total[...] = total[...] * shrink + added["out"][...]
-            for sums_of_w, here in zip(w, added["w"], strict=True):
-                sums_of_w[...] = sums_of_w[...] * shrink + here[...]
-            for sums_beyond, columns in zip(p_far, zip(*far, strict=True), strict=True):
-                sums_beyond[...] = sums_beyond[...] * shrink + plan.side_by_side(list(columns))
+            for sums, here in zip(w, added["w"], strict=True):
+                sums[...] = sums[...] * shrink + here[...]
 
         tile.run(is_visited, compute)
 
@@ -85,16 +83,15 @@ def forward(
             weights = [jnp.maximum(mass[head], 1e-30) for head in range(plan.per)]  # of a row that saw nothing
             weight = plan.side_by_side(weights)
             out_ref[...] = (total[...] / weight).astype(out_ref.dtype)
-            for head, own in enumerate(weights):
-                lse_ref[head : head + 1, :] = (top[head] + jnp.log2(own)).T[:1]
+            write(lse_ref, [top[head] + jnp.log2(own) for head, own in enumerate(weights)])
             for ref, sums in zip(w_refs, w, strict=True):
                 ref[...] = (sums[...] / weight).astype(ref.dtype)
             for ref, sums in zip(p_refs, p_far, strict=True):
-                over.write(ref, sums[...] / weight)
+                write(ref, [sums[head] / own for head, own in enumerate(weights)])
 
     wide, given = over.wide(sides, None, given)
     said = over.said(given)
-    state, tile = pltpu.VMEM((plan.block, plan.lanes), jnp.float32), over.query_tile()
+    tile = over.query_tile()
     parts = plan.clipped.parts if plan.clipped and plan.clipped.values else 0
     far = 2 if parts else 0
     out, lse, w, p_far = mosaic_tpu.kernel(
@@ -106,12 +103,12 @@ def forward(
         outputs=[tile, over.row_spec(plan.per), [tile] * parts, [over.row_spec(plan.per)] * far],
         shapes=[over.of_queries(q.dtype), over.of_rows, [over.of_queries(q.dtype)] * parts, [over.of_rows] * far],
         scratch=[
-            pltpu.VMEM((plan.per, plan.block, LANES), jnp.float32),
-            pltpu.VMEM((plan.per, plan.block, LANES), jnp.float32),
-            state,
-            {"out": state, "w": [state] * parts},
-            [state] * parts,
-            [state] * far,
+            over.numbers,
+            over.numbers,
+            over.state,
+            {"out": over.state, "w": [over.state] * parts},
+            [over.state] * parts,
+            [over.numbers] * far,
             over.down(said.rows),
             over.work(said),
         ],
@@ -145,7 +142,7 @@ def backward_queries(
         def compute(masked, beyond, shift):
             q, k, v = tile.with_ends(beyond, q_ref[...], k_ref[...], v_ref[...])
             of_out = gradient_ref[...]
-            cases, far = Cases(tile, shift), []
+            cases = Cases(tile, shift)
             for head in range(plan.per):
                 products, of_p = both(cases, beyond, head, (q, k), (of_out, v), wide)
                 p, ds = tile.gradients(head, products, of_p, masked)
@@ -167,10 +164,9 @@ def backward_queries(
                     work[...] = ds
                     tile.give(head, beyond, "query", total=total, x=q_ref[...], gradient=d_bands["query"])
                 if df:
-                    far.append(cases.add(head, ds, wide.g, df))
+                    for sums, column in zip(dc, cases.add(head, ds, wide.g, df), strict=True):
+                        sums[head] += jnp.broadcast_to(column, sums.shape[1:])
                 total[...] += product(ds.astype(k.dtype), plan.only(head, k))
-            for sums, columns in zip(dc, zip(*far, strict=True), strict=True):
-                sums[...] += plan.side_by_side(list(columns))
 
         tile.run(is_visited, compute)
 
@@ -179,17 +175,15 @@ def backward_queries(
             for ref, sums in zip((dq_ref, *df_refs), (total, *df), strict=True):
                 ref[...] = (sums[...] * plan.slope).astype(ref.dtype)
             for ref, sums in zip(dc_refs, dc, strict=True):
-                over.write(ref, sums[...] * plan.slope)
+                write(ref, sums[...] * plan.slope)
             for name, sums in reach.items():
-                for head in range(plan.per):
-                    d_rows[name][head : head + 1, :] = sums[head].T[:1]
+                write(d_rows[name], sums[...])
 
     wide, given = over.wide(sides, d, given)
     said = over.said(given)
     with_gradient = {name: x for name, x in said.bands.items() if name != "key"}
     tile = over.query_tile()
     reaches = [name for name in said.rows if name == "reach"]
-    state = pltpu.VMEM((plan.block, plan.lanes), jnp.float32)
     curve = {name: (plan.per, x.shape[1], *REGISTER) for name, x in said.curves.items()}
     parts, far = len(wide.f), 2 if wide.f else 0
     dq, df, dc, d_lines, d_bands, d_curves, d_rows = mosaic_tpu.kernel(
@@ -217,10 +211,10 @@ def backward_queries(
             dict.fromkeys(reaches, over.of_rows),
         ],
         scratch=[
-            state,
-            [state] * parts,
-            [state] * far,
-            dict.fromkeys(reaches, pltpu.VMEM((plan.per, plan.block, LANES), jnp.float32)),
+            over.state,
+            [over.state] * parts,
+            [over.numbers] * far,
+            dict.fromkeys(reaches, over.numbers),
             over.down(said.rows),
             over.work(said),
         ],
@@ -280,8 +274,7 @@ def backward_keys(
         @pl.when(step == over.steps - 1)
         def end_head():
             for name, sums in db.items():
-                for head in range(plan.per):
-                    d_columns[name][head : head + 1, :] = sums[head].T[:1]
+                write(d_columns[name], sums[...])
 
         @pl.when((group == plan.group - 1) & (step == over.steps - 1))
         def end():
@@ -292,8 +285,6 @@ def backward_keys(
     said = over.said(given)
     biased = [name for name in said.columns if name == "bias"]
     with_gradient = {name: x for name, x in said.bands.items() if name == "key"}
-    state = pltpu.VMEM((plan.block, plan.lanes), jnp.float32)
-    sums = pltpu.VMEM((plan.per, plan.block, LANES), jnp.float32)
     of_keys = jax.ShapeDtypeStruct((plan.batch, plan.keys, plan.kv_blocks * plan.lanes), k.dtype)
     of_columns = jax.ShapeDtypeStruct((plan.batch, plan.blocks, plan.per, plan.keys), jnp.float32)
     tile = over.key_tile()
@@ -315,7 +306,7 @@ def backward_keys(
             dict.fromkeys(biased, of_columns),
             over.shapes_of_gradients(with_gradient, plan.kv_blocks),
         ],
-        scratch=[state, state, dict.fromkeys(biased, sums), over.down(said.columns), over.work(said)],
+        scratch=[over.state, over.state, dict.fromkeys(biased, over.numbers), over.down(said.columns), over.work(said)],
         interpret=plan.interpret,
     )(plan.packed(q), plan.packed(k), plan.packed(v), plan.packed(d.out), wide, said)
     d_columns = {name: plan.by_head(x, 1) for name, x in d_columns.items()}
@@ -344,6 +335,12 @@ def both(
 def clear(*refs: Any) -> None:
     for ref in jax.tree.leaves(refs):
         ref[...] = jnp.zeros(ref.shape, jnp.float32)
+
+
+def write(ref: Any, numbers: jax.Array | list[jax.Array]) -> None:
+    """A number of each row and head, `[block, 128]` with it in all lanes, into the ref `[heads, block]`."""
+    for head in range(ref.shape[0]):
+        ref[head : head + 1, :] = numbers[head].T[:1]
 
 
 def turned(row: jax.Array) -> jax.Array:
@@ -409,11 +406,15 @@ class Passes:
     def of_rows(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self.plan.batch, self.plan.blocks, self.plan.per, self.plan.queries), jnp.float32)
 
-    def write(self, ref: Any, columns: jax.Array) -> None:
-        """columns `[block, lanes]`, the same in all lanes of a head, as rows into the ref `[heads, block]`."""
-        rows = columns.T
-        for head in range(self.plan.per):
-            ref[head : head + 1, :] = rows[head * self.plan.width : head * self.plan.width + 1]
+    @property
+    def state(self) -> Any:
+        """Scratch for sums of a tile's rows, the heads side by side."""
+        return pltpu.VMEM((self.plan.block, self.plan.lanes), jnp.float32)
+
+    @property
+    def numbers(self) -> Any:
+        """Scratch for a number of each row and head, in all lanes."""
+        return pltpu.VMEM((self.plan.per, self.plan.block, LANES), jnp.float32)
 
     def _signed(self, x: jax.Array) -> jax.Array:
         return lax.bitcast_convert_type(x, jnp.int32) if x.dtype == jnp.uint32 else x

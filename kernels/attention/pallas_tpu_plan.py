@@ -108,14 +108,12 @@ class Plan(Call):
         lane = lax.broadcasted_iota(jnp.int32, x.shape, axis)
         return jnp.where((lane >= head * self.width) & (lane < (head + 1) * self.width), x, jnp.zeros_like(x))
 
-    def side_by_side(self, columns: list[jax.Array]) -> jax.Array:
-        """Of each head `[block, 1]`, or `[block, 128]` with a value in all of a row → `[block, lanes]`, each in the lanes of its head."""
+    def side_by_side(self, numbers: list[jax.Array]) -> jax.Array:
+        """Of each head `[block, 128]` with a value in all of a row → `[block, lanes]`, each in the lanes of its head."""
         shape = self.block, self.lanes
-        out, *others = (
-            jnp.broadcast_to(x, shape) if x.shape[1] == 1 else jnp.tile(x, (1, self.lanes // LANES)) for x in columns
-        )
-        for head, column in enumerate(others, start=1):
-            out = jnp.where(lax.broadcasted_iota(jnp.int32, shape, 1) >= head * self.width, column, out)
+        out, *others = (jnp.tile(x, (1, self.lanes // LANES)) for x in numbers)
+        for head, own in enumerate(others, start=1):
+            out = jnp.where(lax.broadcasted_iota(jnp.int32, shape, 1) >= head * self.width, own, out)
         return out
 
     def across(self, column: jax.Array) -> jax.Array:
