@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels.attention import pallas_gpu_relative
-from kernels.attention.fused import LINE, OUT, ROW, Given, K, Q, V, divided, dots, padded, refusals_of_masks, up
+from kernels.attention.core import Shape, attend
+from kernels.attention.fused import LINE, OUT, ROW, Given, K, Q, V, divided, padded, refusals_of_masks, up
 from kernels.attention.mask import AttentionMask
 from kernels.attention.pallas_gpu_passes import Plan, backward_keys, backward_queries, backward_table, forward
 from kernels.attention.pallas_gpu_relative import Band
@@ -81,10 +82,13 @@ def attention(
         column_bias=any(isinstance(term, RowColumn) for term in terms),
     )
     given = Given.of(plan, terms, mask, placement, words, (queries, keys))
-    k, v = padded(k, plan.keys, plan.width), padded(v, plan.keys, plan.value_width)
+    basis = band = None
     if relative is not None:
-        return _with_tables(plan, relative, q, k, v, given, value_width)
-    return _core(plan, padded(q, plan.queries, plan.width), k, v, given)[:, :queries, :, :value_width]
+        basis = Basis.of(relative)
+        band = Band(plan, basis.limit, up(basis.width, 32), relative.query is not None, relative.value is not None)
+    shape = Shape.of(plan, q, v, basis, band.width if band else 0)
+    k, v = padded(k, plan.keys, plan.width), padded(v, plan.keys, plan.value_width)
+    return attend(_Clipped(band) if band else _Plain(plan), shape, q, k, v, relative, given)
 
 
 def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, placement: Placement) -> list[str]:
@@ -110,80 +114,63 @@ def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, p
     return reasons + refusals_of_masks(terms, mask, placement)
 
 
-def _with_tables(
-    plan: Plan, relative: Relative, q: Array, k: Array, v: Array, given: Given, value_width: int
-) -> Float[Array, "B T N W"]:
-    """Attention with a query and a value table, by the products of `separable`; q as it came, k and v padded."""
-    basis = Basis.of(relative)
-    band = Band(plan, basis.limit, up(basis.width, 32), relative.query is not None, relative.value is not None)
-    sides = Sides.of(basis, relative, q, offset=plan.offset, like=(plan.queries, plan.keys, band.width))
-    sums = _relative_core(band, padded(q, plan.queries, plan.width), k, v, sides, given)
-    return sums.joined(basis, relative.value, offset=plan.offset, length=q.shape[1], width=value_width)
+@dataclass(frozen=True)
+class _Plain:
+    """Without clipped tables."""
+
+    plan: Plan
+
+    def forward(self, q: Array, k: Array, v: Array, sides: None, given: Given) -> tuple[Sums, Array]:
+        operands = (q, Q), (k, K), (v, V)
+        out, lse = divided(self.plan, forward, operands, given, (OUT, ROW))
+        return Sums(out, None, None, None), lse
+
+    def backward(self, q: Array, k: Array, v: Array, sides: None, d: Sums, given: Given) -> tuple:
+        operands = (q, Q), (k, K), (v, V), (d.out, OUT)
+        run = functools.partial(divided, self.plan, operands=operands, given=given)
+        (dq,) = run(lambda *parts: (backward_queries(*parts),), results=(Q,))
+        dk, dv, db = run(backward_keys, results=(K, V, "b m s"))
+        d_lines = {}
+        if given.lines:
+            (d_lines["bias"],) = run(lambda *parts: (backward_table(*parts),), results=(LINE,))
+        return dq, dk, dv, None, given.gradients(columns={"bias": db}, lines=d_lines)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _core(plan: Plan, q, k, v, given):
-    return _forward(plan, q, k, v, given)[0]
+@dataclass(frozen=True)
+class _Clipped:
+    """With clipped tables."""
 
+    band: Band
 
-def _forward(plan: Plan, q, k, v, given):
-    operands = ((q, Q), (k, K), (v, V))
-    out, lse = divided(plan, lambda here, q, k, v, given: forward(here, q, k, v, given), operands, given, (OUT, ROW))
-    return out, (q, k, v, given, out, lse)
+    def forward(self, q: Array, k: Array, v: Array, sides: Sides, given: Given) -> tuple[Sums, Array]:
+        def run(here, q, k, v, sides, given):
+            sums, lse = pallas_gpu_relative.forward(self._on(here), q, k, v, sides, given)
+            return *jax.tree.leaves(sums), lse
 
+        of_sides, of_sums = self._axes
+        operands = (q, Q), (k, K), (v, V), (sides, of_sides)
+        *leaves, lse = divided(self.band.plan, run, operands, given, (*jax.tree.leaves(of_sums), ROW))
+        return jax.tree.unflatten(jax.tree.structure(of_sums), leaves), lse
 
-def _backward(plan: Plan, saved: Any, gradient: Array):
-    q, k, v, given, out, lse = saved
-    given = given.with_rows(lse=lse, delta=dots(gradient, out))
-    run = functools.partial(divided, plan, operands=((q, Q), (k, K), (v, V), (gradient, OUT)), given=given)
-    (dq,) = run(lambda *parts: (backward_queries(*parts),), results=(Q,))
-    dk, dv, db = run(backward_keys, results=(K, V, "b m s"))
-    d_lines = {}
-    if given.lines:
-        (d_lines["bias"],) = run(lambda *parts: (backward_table(*parts),), results=(LINE,))
-    return dq, dk, dv, given.gradients(columns={"bias": db}, lines=d_lines)
+    def backward(self, q: Array, k: Array, v: Array, sides: Sides, d: Sums, given: Given) -> tuple:
+        of_sides, of_sums = self._axes
+        operands = (q, Q), (k, K), (v, V), (sides, of_sides), (d, of_sums)
+        run = functools.partial(divided, self.band.plan, operands=operands, given=given)
 
+        def of_queries(here, *parts):
+            return tuple(jax.tree.leaves(pallas_gpu_relative.backward_queries(self._on(here), *parts)))
 
-_core.defvjp(_forward, _backward)
+        def of_keys(here, *parts):
+            return pallas_gpu_relative.backward_keys(self._on(here), *parts)
 
+        axes = of_sides._replace(g=None)
+        dq, *leaves = run(of_queries, results=(Q, *jax.tree.leaves(axes)))
+        dk, dv = run(of_keys, results=(K, V))
+        return dq, dk, dv, jax.tree.unflatten(jax.tree.structure(axes), leaves), given.gradients()
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _relative_core(band: Band, q, k, v, sides, given):
-    return _relative_forward(band, q, k, v, sides, given)[0]
+    def _on(self, here: Plan) -> Band:
+        return dataclasses.replace(self.band, plan=here)
 
-
-def _relative_forward(band: Band, q, k, v, sides, given):
-    def run(here, q, k, v, sides, given):
-        sums, lse = pallas_gpu_relative.forward(dataclasses.replace(band, plan=here), q, k, v, sides, given)
-        return *jax.tree.leaves(sums), lse
-
-    axes_of_sums = Sums.axes(band.values)
-    operands = ((q, Q), (k, K), (v, V), (sides, Sides.axes(band.scores)))
-    *leaves, lse = divided(band.plan, run, operands, given, (*jax.tree.leaves(axes_of_sums), ROW))
-    sums = jax.tree.unflatten(jax.tree.structure(axes_of_sums), leaves)
-    return sums, (q, k, v, sides, given, sums, lse)
-
-
-def _relative_backward(band: Band, saved: Any, d: Any):
-    q, k, v, sides, given, sums, lse = saved
-    given = given.with_rows(lse=lse, delta=sums.along(d))
-    axes_of_sums = Sums.axes(band.values)
-    operands = ((q, Q), (k, K), (v, V), (sides, Sides.axes(band.scores)), (d, axes_of_sums))
-    run = functools.partial(divided, band.plan, operands=operands, given=given)
-
-    def of_queries(here, *parts):
-        return tuple(
-            jax.tree.leaves(pallas_gpu_relative.backward_queries(dataclasses.replace(band, plan=here), *parts))
-        )
-
-    axes = Sides.axes(band.scores)._replace(g=None)
-    dq, *leaves = run(of_queries, results=(Q, *jax.tree.leaves(axes)))
-    d_sides = jax.tree.unflatten(jax.tree.structure(axes), leaves)
-    dk, dv = run(
-        lambda here, *parts: pallas_gpu_relative.backward_keys(dataclasses.replace(band, plan=here), *parts),
-        results=(K, V),
-    )
-    return dq, dk, dv, d_sides, given.gradients()
-
-
-_relative_core.defvjp(_relative_forward, _relative_backward)
+    @property
+    def _axes(self) -> tuple[Sides, Sums]:
+        return Sides.axes(self.band.scores), Sums.axes(self.band.values)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kernels.attention.core import Shape, attend
 from kernels.attention.fused import (
     BAND,
     COLUMN,
@@ -77,7 +79,7 @@ def attention(
         k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
     if not isinstance(scale, int | float):
         q, scale = (q * scale).astype(q.dtype), 1.0
-    (keys, kv_heads), value_width = k.shape[1:3], v.shape[3]
+    keys, kv_heads = k.shape[1:3]
     wide = _wide(q, v)
     block = _block(queries, keys)
     left, right = mask.band
@@ -103,15 +105,13 @@ def attention(
         clipped=basis and Clipped(basis.limit, _parts(basis, wide), bool(tables["query"]), bool(tables["value"])),
     )
     given = Given.of(plan, terms, mask, placement, words, (queries, keys))
-    operands = padded(q, plan.queries, wide), padded(k, plan.keys, wide), padded(v, plan.keys, wide)
+    relative = None
     if basis is None:
         given = given._replace(bands={name: _laid_out(plan, name, x, q.dtype) for name, x in tables.items() if x})
-        return _core(plan, *operands, None, given).out[:, :queries, :, :value_width]
-    (relative,) = [term for term in terms if isinstance(term, Relative)]
-    like = plan.queries, plan.keys, plan.clipped.parts * wide
-    sides = Sides.of(basis, relative, q, offset=plan.offset, like=like)
-    sums = _core(plan, *operands, sides, given)
-    return sums.joined(basis, relative.value, offset=plan.offset, length=queries, width=value_width)
+    else:
+        (relative,) = [term for term in terms if isinstance(term, Relative)]
+    shape = Shape.of(plan, q, v, basis, plan.clipped.parts * wide if basis else 0)
+    return attend(_Passes(plan), shape, q, padded(k, plan.keys, wide), padded(v, plan.keys, wide), relative, given)
 
 
 def _block(queries: int, keys: int) -> int:
@@ -199,44 +199,40 @@ def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, p
     return reasons
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _core(plan: Plan, q, k, v, sides, given):
-    return _forward(plan, q, k, v, sides, given)[0]
+@dataclass(frozen=True)
+class _Passes:
+    plan: Plan
 
+    @property
+    def _axes(self) -> tuple[Sides | None, Sums]:
+        clipped = self.plan.clipped
+        sides = Sides.axes(clipped.scores) if clipped else None
+        return sides, Sums.axes(clipped is not None and clipped.values)
 
-def _operands(plan: Plan, q: Array, k: Array, v: Array, sides: Sides | None) -> tuple:
-    return (q, Q), (k, K), (v, V), (sides, Sides.axes(plan.clipped.scores) if plan.clipped else None)
+    def forward(self, q: Array, k: Array, v: Array, sides: Sides | None, given: Given) -> tuple[Sums, Array]:
+        of_sides, of_sums = self._axes
+        operands = (q, Q), (k, K), (v, V), (sides, of_sides)
+        return _trees(self.plan, operands, given, forward, (of_sums, ROW))
 
-
-def _axes_of_sums(plan: Plan) -> Sums:
-    return Sums.axes(plan.clipped is not None and plan.clipped.values)
-
-
-def _forward(plan: Plan, q, k, v, sides, given):
-    sums, lse = _trees(plan, _operands(plan, q, k, v, sides), given, forward, (_axes_of_sums(plan), ROW))
-    return sums, (q, k, v, sides, given, sums, lse)
-
-
-def _backward(plan: Plan, saved: Any, d: Sums):
-    q, k, v, sides, given, sums, lse = saved
-    given = given.with_rows(lse=lse, delta=sums.along(d))
-    operands = (*_operands(plan, q, k, v, sides), (d, _axes_of_sums(plan)))
-    lines, bands = dict.fromkeys(given.lines, LINE), {name: BAND[name] for name in given.bands}
-    of_keys = {name: bands.pop(name) for name in ("key",) if name in bands}
-    columns = {name: COLUMN for name in given.columns if name == "bias"}
-    run = functools.partial(_trees, plan, operands, given)
-    curves, rows = dict.fromkeys(given.curves, CURVE), {name: ROW for name in given.rows if name == "reach"}
-    of_sides = Sides.axes(plan.clipped is not None and plan.clipped.scores)._replace(g=None)
-    dq, d_sides, *of_tables = run(backward_queries, (Q, of_sides, lines, bands, curves, rows))
-    d_lines, d_bands, d_curves, d_rows = of_tables
-    dk, dv, d_columns, d_key = run(backward_keys, (K, V, columns, of_keys))
-    d_rows = {name: jnp.sum(x, axis=1) for name, x in d_rows.items()}
-    d_bands = {
-        name: (jnp.sum(x, axis=1, keepdims=True) if given.bands[name].shape[1] == 1 else x).astype(q.dtype)
-        for name, x in (d_bands | d_key).items()
-    }
-    d_given = given.gradients(rows=d_rows, columns=d_columns, lines=d_lines, bands=d_bands, curves=d_curves)
-    return dq, dk, dv, sides and d_sides, d_given
+    def backward(self, q: Array, k: Array, v: Array, sides: Sides | None, d: Sums, given: Given) -> tuple:
+        of_sides, of_sums = self._axes
+        operands = (q, Q), (k, K), (v, V), (sides, of_sides), (d, of_sums)
+        run = functools.partial(_trees, self.plan, operands, given)
+        bands = {name: BAND[name] for name in given.bands}
+        of_keys = {name: bands.pop(name) for name in ("key",) if name in bands}
+        tables = dict.fromkeys(given.lines, LINE), bands, dict.fromkeys(given.curves, CURVE)
+        rows = {name: ROW for name in given.rows if name == "reach"}
+        of_f = of_sides._replace(g=None) if of_sides else None
+        dq, d_sides, d_lines, d_bands, d_curves, d_rows = run(backward_queries, (Q, of_f, *tables, rows))
+        columns = {name: COLUMN for name in given.columns if name == "bias"}
+        dk, dv, d_columns, d_key = run(backward_keys, (K, V, columns, of_keys))
+        d_rows = {name: jnp.sum(x, axis=1) for name, x in d_rows.items()}
+        d_bands = {
+            name: (jnp.sum(x, axis=1, keepdims=True) if given.bands[name].shape[1] == 1 else x).astype(q.dtype)
+            for name, x in (d_bands | d_key).items()
+        }
+        found = {"rows": d_rows, "columns": d_columns, "lines": d_lines, "bands": d_bands, "curves": d_curves}
+        return dq, dk, dv, d_sides, given.gradients(**found)
 
 
 def _trees(plan: Plan, operands: tuple, given: Given, function: Callable[..., tuple], results: tuple) -> tuple:
@@ -247,6 +243,3 @@ def _trees(plan: Plan, operands: tuple, given: Given, function: Callable[..., tu
         return tuple(jax.tree.leaves(function(*parts)))
 
     return jax.tree.unflatten(tree, divided(plan, leaves, operands, given, axes))
-
-
-_core.defvjp(_forward, _backward)

@@ -120,7 +120,7 @@ def forward(
 
 def backward_queries(
     plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, sides: Sides | None, d: Sums, given: Given
-) -> tuple[jax.Array, Sides, dict, dict, dict, dict]:
+) -> tuple[jax.Array, Sides | None, dict, dict, dict, dict]:
     """The gradients of q, of f, c⁺ and c⁻, and, summed over the batch, of the lines, `[N, T + S − 1]`, the query and value tables, `[R, N, H]`, and the
     curves; and of the rows' reach, `[B, N, T]`. The rows hold lse and delta too.
     """
@@ -226,7 +226,8 @@ def backward_queries(
     d_bands = {name: x * slopes[name] for name, x in plan.of_bands(d_bands).items()}
     d_curves = {name: plan.by_head(jnp.sum(x, axis=(3, 4)), 0) for name, x in d_curves.items()}
     d_rows = {name: plan.by_head(x, 1) for name, x in d_rows.items()}
-    return plan.unpacked(dq), Sides(over.joined(df), above, below, None), d_lines, d_bands, d_curves, d_rows
+    d_sides = None if sides is None else Sides(over.joined(df), above, below, None)
+    return plan.unpacked(dq), d_sides, d_lines, d_bands, d_curves, d_rows
 
 
 def backward_keys(

@@ -172,11 +172,9 @@ class Sums(NamedTuple):
     def axes(values: bool) -> Sums:
         return Sums(OUT, *(("b t n e", ROW, ROW) if values else (None,) * 3))
 
-    def joined(self, basis: Basis, table: Table | None, *, offset: int, length: int, width: int) -> Array:
+    def joined(self, basis: Basis, table: Table, *, offset: int, length: int, width: int) -> Array:
         """What attention gives, `[B, T, N, W]` of `length` queries and `width` channels: out and the value table's part."""
         out = self.out[:, :length, :, :width]
-        if table is None:
-            return out
         above, below = (x[:, :, :length] for x in (self.above, self.below))
         end, start = basis.beyond(table, out.shape[2])
         added = basis.from_keys(table, self.w[:, :length, :, : basis.width], offset)
