@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import zoo
@@ -134,12 +134,13 @@ def test_a_yes_runs_forward_and_backward_and_a_no_is_raised(row, mixer):
     params = parameters(model)
     ids = tokens(2, 5)
     value, grads = jax.jit(jax.value_and_grad(lambda p: (model.apply(p, ids).hidden ** 2).sum()))(params)
-    assert jnp.isfinite(value)
+    value, grads = jax.device_get((value, grads))
+    assert np.isfinite(value)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads["params"]["stage_0"]):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        assert jnp.all(jnp.isfinite(leaf)), name
+        assert np.all(np.isfinite(leaf)), name
         # A key bias shifts all logits of a row alike, so softmax passes it no gradient but for relative terms.
-        assert jnp.any(leaf != 0) or name.endswith("mixer/key/bias"), name
+        assert np.any(leaf != 0) or name.endswith("mixer/key/bias"), name
 
 
 def test_softmax_takes_every_encoding():

@@ -49,6 +49,7 @@ _WIDTHS = (32, 64, 128, 256)
 _BLOCKS = (512, 256, 128)
 # Bytes of on-chip memory for tables and their gradients, of the 16 MiB that a v4 has.
 _TABLE_BYTES = 8 << 20
+# Widths of a head that the products of clipped tables may take; with more, bands take fewer bundles (docs/kernels.md).
 _MOST_PARTS = 2
 
 
