@@ -5,7 +5,10 @@ of its memory, no autotuning. Tests of several devices skip themselves where the
 skipped; truth in float64 is still computed on the CPU.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import pytest
 
@@ -32,12 +35,23 @@ def set_up(environment):
             environment["XLA_FLAGS"] += f" {flag}"
     if PLATFORM == "cpu":
         environment.setdefault("JAX_PLATFORMS", "cpu")
+        share_compiled_programs(environment)
         return
     environment.setdefault("JAX_PLATFORMS", f"{PLATFORM},cpu")
     environment.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
     environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     share = 0.9 / int(environment.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{share:.3f}")
+
+
+def share_compiled_programs(environment):
+    """For one session, between its workers and the processes that tests start: runs of one config compile the same programs."""
+    if "JAX_COMPILATION_CACHE_DIR" in environment:
+        return
+    folder = tempfile.mkdtemp(prefix="zoo-tests-compiled-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    environment["JAX_COMPILATION_CACHE_DIR"] = folder
+    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 set_up(os.environ)
