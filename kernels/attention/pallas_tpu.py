@@ -219,21 +219,30 @@ class _Passes:
         of_sides, of_sums = self._axes
         operands = (q, Q), (k, K), (v, V), (sides, of_sides), (d, of_sums)
         run = functools.partial(_trees, self.plan, operands, given)
-        bands = {name: BAND[name] for name in given.bands}
-        of_keys = {name: bands.pop(name) for name in ("key",) if name in bands}
-        tables = dict.fromkeys(given.lines, LINE), bands, dict.fromkeys(given.curves, CURVE)
-        rows = {name: ROW for name in given.rows if name == "reach"}
+        of_keys = {name: BAND[name] for name in ("key",) if name in given.bands}
+        of_given = Given(
+            rows={name: ROW for name in given.rows if name == "reach"},
+            columns={},
+            lines=dict.fromkeys(given.lines, LINE),
+            bands={name: BAND[name] for name in given.bands if name not in of_keys},
+            curves=dict.fromkeys(given.curves, CURVE),
+        )
         of_f = of_sides._replace(g=None) if of_sides else None
-        dq, d_sides, d_lines, d_bands, d_curves, d_rows = run(backward_queries, (Q, of_f, *tables, rows))
+        dq, d_sides, found = run(backward_queries, (Q, of_f, of_given))
         columns = {name: COLUMN for name in given.columns if name == "bias"}
         dk, dv, d_columns, d_key = run(backward_keys, (K, V, columns, of_keys))
-        d_rows = {name: jnp.sum(x, axis=1) for name, x in d_rows.items()}
         d_bands = {
             name: (jnp.sum(x, axis=1, keepdims=True) if given.bands[name].shape[1] == 1 else x).astype(q.dtype)
-            for name, x in (d_bands | d_key).items()
+            for name, x in (found.bands | d_key).items()
         }
-        found = {"rows": d_rows, "columns": d_columns, "lines": d_lines, "bands": d_bands, "curves": d_curves}
-        return dq, dk, dv, d_sides, given.gradients(**found)
+        d_given = given.gradients(
+            rows={name: jnp.sum(x, axis=1) for name, x in found.rows.items()},
+            columns=d_columns,
+            lines=found.lines,
+            bands=d_bands,
+            curves=found.curves,
+        )
+        return dq, dk, dv, d_sides, d_given
 
 
 def _trees(plan: Plan, operands: tuple, given: Given, function: Callable[..., tuple], results: tuple) -> tuple:

@@ -120,13 +120,30 @@ def forward(
 
 def backward_queries(
     plan: Plan, q: jax.Array, k: jax.Array, v: jax.Array, sides: Sides | None, d: Sums, given: Given
-) -> tuple[jax.Array, Sides | None, dict, dict, dict, dict]:
-    """The gradients of q, of f, c⁺ and c⁻, and, summed over the batch, of the lines, `[N, T + S − 1]`, the query and value tables, `[R, N, H]`, and the
-    curves; and of the rows' reach, `[B, N, T]`. The rows hold lse and delta too.
+) -> tuple[jax.Array, Sides | None, Given]:
+    """The gradients of q, of f, c⁺ and c⁻, and of `given`: summed over the batch those of the lines, `[N, T + S − 1]`, the query and value
+    tables, `[R, N, H]`, and the curves; and of the rows' reach, `[B, N, T]`. The rows hold lse and delta too.
     """
     over = OfQueries(plan)
 
-    def body(q_ref, k_ref, v_ref, gradient_ref, wide, said, dq_ref, df_refs, dc_refs, d_lines, d_bands, d_curves, d_rows, total, df, dc, reach, down, work):  # fmt: skip
+    def body(
+        q_ref,
+        k_ref,
+        v_ref,
+        gradient_ref,
+        wide,
+        said,
+        dq_ref,
+        df_refs,
+        dc_refs,
+        of_said,
+        total,
+        df,
+        dc,
+        reach,
+        down,
+        work,
+    ):
         first_query, first_key, step, is_visited = over.place()
         tile = Tile(plan, first_query, first_key, said._replace(rows=down), pl.program_id(0), work)
 
@@ -137,7 +154,7 @@ def backward_queries(
 
         @pl.when((step == 0) & (first_query == 0) & (pl.program_id(1) == 0))
         def begin_tables():
-            clear(d_lines, d_bands, d_curves)
+            clear(of_said.lines, of_said.bands, of_said.curves)
 
         def compute(masked, beyond, shift):
             q, k, v = tile.with_ends(beyond, q_ref[...], k_ref[...], v_ref[...])
@@ -146,23 +163,23 @@ def backward_queries(
             for head in range(plan.per):
                 products, of_p = both(cases, beyond, head, (q, k), (of_out, v), wide)
                 p, ds = tile.gradients(head, products, of_p, masked)
-                if "value" in d_bands:
+                if "value" in said.bands:
                     work[...] = tile.dropped(head, p)
-                    tile.give(head, beyond, "value", x=of_out, gradient=d_bands["value"])
+                    tile.give(head, beyond, "value", x=of_out, gradient=of_said.bands["value"])
                 if "bias" in said.lines:
-                    tile.add_to_line(d_lines["bias"], head, ds)
+                    tile.add_to_line(of_said.lines["bias"], head, ds)
                 if "curve" in said.curves:
                     distance, own = tile.on_line("distance", head), tile.of_queries("reach", head)
-                    du = tile.curve(head).gradients(distance * own, ds, d_curves["curve"].at[head])
-                    tile.add_to_line(d_lines["distance"], head, du * own)
+                    du = tile.curve(head).gradients(distance * own, ds, of_said.curves["curve"].at[head])
+                    tile.add_to_line(of_said.lines["distance"], head, du * own)
                     of_reach = jnp.sum(du * distance, axis=1, keepdims=True)
                     reach["reach"][head] += jnp.broadcast_to(of_reach, reach["reach"].shape[1:])
                 if "factor" in said.lines:
-                    tile.add_to_line(d_lines["factor"], head, ds * products)
+                    tile.add_to_line(of_said.lines["factor"], head, ds * products)
                     ds = ds * tile.on_line("factor", head)
-                if "query" in d_bands:
+                if "query" in said.bands:
                     work[...] = ds
-                    tile.give(head, beyond, "query", total=total, x=q_ref[...], gradient=d_bands["query"])
+                    tile.give(head, beyond, "query", total=total, x=q_ref[...], gradient=of_said.bands["query"])
                 if df:
                     for sums, column in zip(dc, cases.add(head, ds, wide.g, df), strict=True):
                         sums[head] += jnp.broadcast_to(column, sums.shape[1:])
@@ -177,7 +194,7 @@ def backward_queries(
             for ref, sums in zip(dc_refs, dc, strict=True):
                 write(ref, sums[...] * plan.slope)
             for name, sums in reach.items():
-                write(d_rows[name], sums[...])
+                write(of_said.rows[name], sums[...])
 
     wide, given = over.wide(sides, d, given)
     said = over.said(given)
@@ -186,7 +203,7 @@ def backward_queries(
     reaches = [name for name in said.rows if name == "reach"]
     curve = {name: (plan.per, x.shape[1], *REGISTER) for name, x in said.curves.items()}
     parts, far = len(wide.f), 2 if wide.f else 0
-    dq, df, dc, d_lines, d_bands, d_curves, d_rows = mosaic_tpu.kernel(
+    dq, df, dc, of_said = mosaic_tpu.kernel(
         body,
         name="attention_dq",
         grid=over.grid,
@@ -196,19 +213,27 @@ def backward_queries(
             tile,
             [tile] * parts,
             [over.row_spec(plan.per)] * far,
-            over.specs_of_tables(said.lines),
-            over.specs_of_gradients(with_gradient),
-            {name: pl.BlockSpec((None, *shape), lambda c, *_: (c, 0, 0, 0, 0)) for name, shape in curve.items()},
-            dict.fromkeys(reaches, over.row_spec(plan.per)),
+            Given(
+                rows=dict.fromkeys(reaches, over.row_spec(plan.per)),
+                columns={},
+                lines=over.specs_of_tables(said.lines),
+                bands=over.specs_of_gradients(with_gradient),
+                curves={n: pl.BlockSpec((None, *shape), lambda c, *_: (c, 0, 0, 0, 0)) for n, shape in curve.items()},
+            ),
         ],
         shapes=[
             over.of_queries(q.dtype),
             [over.of_queries(q.dtype)] * parts,
             [over.of_rows] * far,
-            {name: jax.ShapeDtypeStruct((plan.blocks, *x.shape[1:]), jnp.float32) for name, x in said.lines.items()},
-            over.shapes_of_gradients(with_gradient, plan.blocks),
-            {name: jax.ShapeDtypeStruct((plan.blocks, *shape), jnp.float32) for name, shape in curve.items()},
-            dict.fromkeys(reaches, over.of_rows),
+            Given(
+                rows=dict.fromkeys(reaches, over.of_rows),
+                columns={},
+                lines={
+                    n: jax.ShapeDtypeStruct((plan.blocks, *x.shape[1:]), jnp.float32) for n, x in said.lines.items()
+                },
+                bands=over.shapes_of_gradients(with_gradient, plan.blocks),
+                curves={n: jax.ShapeDtypeStruct((plan.blocks, *shape), jnp.float32) for n, shape in curve.items()},
+            ),
         ],
         scratch=[
             over.state,
@@ -221,13 +246,16 @@ def backward_queries(
         interpret=plan.interpret,
     )(plan.packed(q), plan.packed(k), plan.packed(v), plan.packed(d.out), wide, said)
     above, below = (plan.by_head(x, 1) for x in dc) if far else (None, None)
-    slopes = {"bias": 1.0, "distance": 1.0, "factor": plan.slope, "query": plan.slope, "value": 1.0}
-    d_lines = {name: plan.by_head(x, 0)[..., 1:] * slopes[name] for name, x in d_lines.items()}
-    d_bands = {name: x * slopes[name] for name, x in plan.of_bands(d_bands).items()}
-    d_curves = {name: plan.by_head(jnp.sum(x, axis=(3, 4)), 0) for name, x in d_curves.items()}
-    d_rows = {name: plan.by_head(x, 1) for name, x in d_rows.items()}
     d_sides = None if sides is None else Sides(over.joined(df), above, below, None)
-    return plan.unpacked(dq), d_sides, d_lines, d_bands, d_curves, d_rows
+    slopes = {"bias": 1.0, "distance": 1.0, "factor": plan.slope, "query": plan.slope, "value": 1.0}
+    of_given = Given(
+        rows={name: plan.by_head(x, 1) for name, x in of_said.rows.items()},
+        columns={},
+        lines={name: plan.by_head(x, 0)[..., 1:] * slopes[name] for name, x in of_said.lines.items()},
+        bands={name: x * slopes[name] for name, x in plan.of_bands(of_said.bands).items()},
+        curves={name: plan.by_head(jnp.sum(x, axis=(3, 4)), 0) for name, x in of_said.curves.items()},
+    )
+    return plan.unpacked(dq), d_sides, of_given
 
 
 def backward_keys(
