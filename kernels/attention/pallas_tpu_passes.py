@@ -127,22 +127,7 @@ def backward_queries(
     over = OfQueries(plan)
 
     def body(
-        q_ref,
-        k_ref,
-        v_ref,
-        gradient_ref,
-        wide,
-        said,
-        dq_ref,
-        df_refs,
-        dc_refs,
-        of_said,
-        total,
-        df,
-        dc,
-        reach,
-        down,
-        work,
+        q_ref, k_ref, v_ref, d_ref, wide, said, dq_ref, df_refs, dc_refs, of_said, total, df, dc, reach, down, work
     ):
         first_query, first_key, step, is_visited = over.place()
         tile = Tile(plan, first_query, first_key, said._replace(rows=down), pl.program_id(0), work)
@@ -158,7 +143,7 @@ def backward_queries(
 
         def compute(masked, beyond, shift):
             q, k, v = tile.with_ends(beyond, q_ref[...], k_ref[...], v_ref[...])
-            of_out = gradient_ref[...]
+            of_out = d_ref[...]
             cases = Cases(tile, shift)
             for head in range(plan.per):
                 products, of_p = both(cases, beyond, head, (q, k), (of_out, v), wide)
