@@ -54,10 +54,7 @@ def forward(
             cases, shrinks = Cases(tile, shift), []
             clear(added)
             for head in range(plan.per):
-                products = tile.products(head, beyond, q, k)
-                if wide.f:
-                    products = products + cases.met(head, wide.f, wide.g, "c")
-                s = tile.scores(head, products, masked)
+                s = tile.scores(head, products_of(cases, beyond, head, q, k, wide), masked)
                 higher = jnp.maximum(top[head], jnp.max(s, axis=1, keepdims=True))
                 p = jnp.exp2(s - plan.across(higher))
                 shrinks.append(jnp.exp2(top[head] - higher))
@@ -328,6 +325,12 @@ def backward_keys(
     return plan.unpacked(dk), plan.unpacked(dv), d_columns, d_bands
 
 
+def products_of(cases: Cases, beyond: bool, head: int, q: jax.Array, k: jax.Array, wide: Wide) -> jax.Array:
+    """What the scores of a tile are made of: of q and k `with_ends`, and of the tables."""
+    products = cases.tile.products(head, beyond, q, k)
+    return products + cases.met(head, wide.f, wide.g, "c") if wide.f else products
+
+
 def both(
     cases: Cases,
     beyond: bool,
@@ -336,11 +339,9 @@ def both(
     of_values: tuple[jax.Array, ...],
     wide: Wide,
 ) -> tuple[jax.Array, jax.Array]:
-    """What the scores of a tile are made of, and dP: of (q, k) and (dO, v) `with_ends`, and of the tables."""
-    products = cases.tile.products(head, beyond, *of_scores)
+    """`products_of` (q, k), and dP: of (dO, v) `with_ends`, and of the tables."""
+    products = products_of(cases, beyond, head, *of_scores, wide)
     of_p = cases.tile.of_probabilities(head, beyond, *of_values)
-    if wide.f:
-        products = products + cases.met(head, wide.f, wide.g, "c")
     if wide.dw:
         of_p = of_p + cases.met(head, wide.dw, wide.g, "dP")
     return products, of_p

@@ -118,7 +118,7 @@ class Plan(Call):
 
     def across(self, column: jax.Array) -> jax.Array:
         """`[block, 128]` with a value in all of a row → `[block, block]`."""
-        return jnp.tile(column, (1, self.block // LANES))
+        return jnp.concatenate([column] * (self.block // LANES), axis=1)
 
     def lines(self, given: Given) -> dict[str, jax.Array]:
         """`[blocks, per, T + S]` each: column T is that of r = −offset, where a query and the key of its index meet."""

@@ -43,8 +43,7 @@ class Tile:
         return self.plan.block, self.plan.block
 
     def _down(self, ref: Any, head: int) -> jax.Array:
-        turned = ref[min(head, ref.shape[0] - 1)]
-        return jnp.concatenate([turned] * (self.plan.block // turned.shape[1]), axis=1)
+        return self.plan.across(ref[min(head, ref.shape[0] - 1)])
 
     def _across(self, ref: Any, head: int) -> jax.Array:
         own = min(head, ref.shape[0] - 1)

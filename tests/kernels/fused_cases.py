@@ -83,8 +83,9 @@ class Fused:
         arguments = (*rounded, (Relative(query=table, value=table), *beside))
         out, (*found, of_terms) = self.with_gradients(arguments, cotangent, dtype, **call)
         expected, (*wanted, of_expected) = truth(arguments, cotangent, **call)
-        for got, want, wider in ((out, expected, 2), (found, wanted, 2), (of_terms[1:], of_expected[1:], 4)):
+        exact, summed = ((out, found), (expected, wanted), 2, 0.0), (of_terms[1:], of_expected[1:], 4, NOISE)
+        for got, want, wider, noise in (exact, summed):
             for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
                 size, error = np.linalg.norm(b), np.linalg.norm(np.asarray(a, np.float32) - b)
-                assert error <= wider * BOUND[dtype] * size + NOISE * np.sqrt(b.size), (b.shape, error, size)
+                assert error <= wider * BOUND[dtype] * size + noise * np.sqrt(b.size), (b.shape, error, size)
         assert not any(np.any(x) for x in jax.tree.leaves(of_terms[0]))
