@@ -1,5 +1,6 @@
-"""The product of activations with a weight matrix."""
+"""Products of activations with a weight matrix."""
 
+from kernels.dense.logits import logits
 from kernels.dense.product import product
 
-__all__ = ["product"]
+__all__ = ["logits", "product"]

@@ -27,10 +27,16 @@ def _product(precision, x: Array, w: Array) -> Array:
 def _backward(precision, saved, dy: Array) -> tuple[Array, Array]:
     x, w = saved
     dx = jax.lax.dot_general(dy, w, (((dy.ndim - 1,), (1,)), ((), ())), precision=precision)
-    dw = jax.lax.platform_dependent(
-        x, dy, cpu=functools.partial(_rows_merged, precision), default=functools.partial(_rows_apart, precision)
+    return dx, over_rows(x, dy, precision)
+
+
+def over_rows(
+    x: Float[Array, "*B D"], y: Float[Array, "*B F"], precision: jax.lax.PrecisionLike = None
+) -> Float[Array, "D F"]:
+    """Σ xᵀ y over all leading axes."""
+    return jax.lax.platform_dependent(
+        x, y, cpu=functools.partial(_rows_merged, precision), default=functools.partial(_rows_apart, precision)
     )
-    return dx, dw
 
 
 def _rows_apart(precision, x: Array, dy: Array) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.dense import product
+from kernels.dense import logits, product
 
 
 def arrays(leading, dtype=jnp.float32):
@@ -54,3 +54,20 @@ def test_lowers_for_other_platforms_with_rows_apart():
     traced = jax.jit(lambda *a: gradients(product, *a)[2]).trace(*shapes)
     assert "reshape" in traced.lower(lowering_platforms=("cpu",)).as_text()
     assert "reshape" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_logits_are_float32_and_their_gradients_those_of_the_plain_product(dtype):
+    x, w, dy = arrays((4, 5))
+    x, table = x.astype(dtype), w.T.astype(dtype)
+    with jax.default_matmul_precision("highest"):
+        found = jax.jit(lambda *a: gradients(logits, *a))(x, table, dy)
+        expected = gradients(
+            lambda x, e: jnp.einsum("bte,ve->btv", x, e), *(a.astype(jnp.float32) for a in (x, table)), dy
+        )
+    assert [a.dtype for a in found] == [jnp.float32, dtype, dtype]
+    for a, b in zip(found, expected, strict=True):
+        atol = (
+            1e-5 if a.dtype == jnp.float32 else 5e-2
+        )  # dy, and what is given, are rounded to 8 bits; sums of 10 and of 20
+        np.testing.assert_allclose(np.float32(a), b, rtol=1e-5 if a.dtype == jnp.float32 else 2e-2, atol=atol)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from kernels.norm import normalize
 from zoo.registry import Registry
 
 registry = Registry("norm")
@@ -21,7 +23,7 @@ class Norm(abc.ABC):
     name: ClassVar[str]
 
     @abc.abstractmethod
-    def module(self, dtype: Any) -> nn.Module:
+    def module(self, dtype: Any, name: str | None = None) -> nn.Module:
         """`x [..., D] → [..., D]`."""
 
 
@@ -33,9 +35,8 @@ class LayerNorm(Norm):
     epsilon: float = 1e-12
     use_bias: bool = True
 
-    def module(self, dtype: Any) -> nn.Module:
-        # The fast form E[x²] − E[x]² loses all digits where the mean is large against the deviation.
-        return nn.LayerNorm(epsilon=self.epsilon, use_bias=self.use_bias, dtype=dtype, use_fast_variance=False)
+    def module(self, dtype: Any, name: str | None = None) -> nn.Module:
+        return Normalization(self.epsilon, centered=True, use_bias=self.use_bias, dtype=dtype, name=name)
 
 
 @registry.register("rmsnorm")
@@ -46,5 +47,23 @@ class RMSNorm(Norm):
     epsilon: float = 1e-6
     use_scale: bool = True
 
-    def module(self, dtype: Any) -> nn.Module:
-        return nn.RMSNorm(epsilon=self.epsilon, use_scale=self.use_scale, dtype=dtype, param_dtype=jnp.float32)
+    def module(self, dtype: Any, name: str | None = None) -> nn.Module:
+        scale = self.use_scale
+        return Normalization(self.epsilon, centered=False, use_scale=scale, use_bias=False, dtype=dtype, name=name)
+
+
+class Normalization(nn.Module):
+    """`kernels.norm.normalize` with its parameters, float32 `scale` and `bias` `[D]`."""
+
+    epsilon: float
+    centered: bool
+    use_bias: bool
+    dtype: Any
+    use_scale: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ones, zeros, shape = nn.initializers.ones, nn.initializers.zeros, x.shape[-1:]
+        scale = self.param("scale", ones, shape, jnp.float32) if self.use_scale else None
+        bias = self.param("bias", zeros, shape, jnp.float32) if self.use_bias else None
+        return normalize(jnp.asarray(x), scale, bias, epsilon=self.epsilon, centered=self.centered, dtype=self.dtype)

@@ -9,7 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kernels.dense import logits
 from zoo.layers.activations import Activation, activate
+from zoo.layers.norms import LayerNorm
 
 
 class Heads(nn.Module):
@@ -49,15 +51,13 @@ class MaskedLMHead(nn.Module):
                 self.embedding_dim, use_bias=bias, dtype=self.dtype, kernel_init=self.initializer, name="dense"
             )(x)
             x = activate(self.activation, x.astype(jnp.float32))
-            x = nn.LayerNorm(epsilon=self.epsilon, use_bias=bias, use_fast_variance=False, name="norm")(x)
+            x = LayerNorm(self.epsilon, bias).module(jnp.float32, "norm")(x)
         if not self.tied:
             table = self.param("table", self.initializer, table.shape, jnp.float32)
-        logits = jnp.einsum(
-            "bpe,ve->bpv", x.astype(self.dtype), table.astype(self.dtype), preferred_element_type=jnp.float32
-        )
+        scores = logits(jnp.asarray(x, self.dtype), jnp.asarray(table, self.dtype))
         if not self.output_bias:
-            return logits
-        return logits + self.param("bias", nn.initializers.zeros, (table.shape[0],), jnp.float32)
+            return scores
+        return scores + self.param("bias", nn.initializers.zeros, (table.shape[0],), jnp.float32)
 
 
 class LinearHead(nn.Module):
@@ -92,7 +92,7 @@ class TransformedHead(nn.Module):
         width, bias = x.shape[-1], self.transform_bias
         x = nn.Dense(width, use_bias=bias, dtype=self.dtype, kernel_init=self.initializer, name="dense")(x)
         x = activate(self.activation, x.astype(jnp.float32))
-        x = nn.LayerNorm(epsilon=self.epsilon, use_bias=bias, use_fast_variance=False, name="norm")(x)
+        x = LayerNorm(self.epsilon, bias).module(jnp.float32, "norm")(x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return nn.Dense(self.classes, kernel_init=self.initializer, name="output")(x)
 
@@ -116,7 +116,7 @@ class DiscriminatorHead(nn.Module):
         x = hidden
         if self.norm_epsilon is not None:
             x = x.astype(jnp.float32)
-            x = nn.LayerNorm(epsilon=self.norm_epsilon, use_fast_variance=False, name="norm")(x[:, :1] + x)
+            x = LayerNorm(self.norm_epsilon).module(jnp.float32, "norm")(x[:, :1] + x)
         x = nn.Dense(hidden.shape[-1], dtype=self.dtype, kernel_init=self.initializer, name="dense")(x)
         x = activate(self.activation, x.astype(jnp.float32))
         return nn.Dense(1, kernel_init=self.initializer, name="output")(x)[..., 0]

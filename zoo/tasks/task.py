@@ -113,11 +113,28 @@ def encode(model: nn.Module, batch: Mapping[str, jax.Array], train: bool, contig
     return model(batch["input_ids"], **optional, train=train)
 
 
+@jax.custom_vjp
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """−log softmax(logits)[label] in float32: [..., C], [...] → [...]."""
-    logits = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+    return _cross_entropy_forward(logits, labels)[0]
+
+
+def _cross_entropy_forward(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
+    wide = logits.astype(jnp.float32)
+    total = jax.nn.logsumexp(wide, axis=-1, keepdims=True)
+    chosen = jnp.take_along_axis(wide, labels[..., None], axis=-1)
+    return (total - chosen)[..., 0], (logits, labels, total)
+
+
+def _cross_entropy_backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
+    # Elementwise in one expression. JAX's own is a scatter into zeros, which reads and writes the logits several times over.
+    logits, labels, total = saved
+    here = jnp.arange(logits.shape[-1]) == labels[..., None]
+    probability = jnp.exp(logits.astype(jnp.float32) - total)
+    return ((probability - here) * gradient[..., None]).astype(logits.dtype), None
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def field(record: Any, name: str, task: str) -> Any:
