@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import mosaic
-from kernels.attention.dropout import keep
+from kernels.attention.dropout import kept, shared_hash
 from kernels.attention.fused import FLOOR, HIDDEN, Call, Given
 from kernels.attention.skew import unskew
 
@@ -204,9 +204,9 @@ def dropped(plan: Plan, tile: Tile, p: jax.Array, rows: Mapping) -> jax.Array:
     """Dropout of probabilities, and of their cotangents; the bits are those of `kernels.attention.dropout`."""
     if plan.rate == 0:
         return p
-    first, second = tile.of_queries(rows["first"]), tile.of_queries(rows["second"])
-    kept = keep(first, second, tile.key_index().astype(jnp.uint32), plan.rate)
-    return jnp.where(kept, p * (1 / (1 - plan.rate)), mosaic.zeros(tile.shape))
+    words = tile.of_queries(rows["first"]), tile.of_queries(rows["second"]), tile.key_index().astype(jnp.uint32)
+    bits = mosaic.halves_of_pairs(shared_hash, words, transposed=tile.transposed, interpret=plan.interpret)
+    return jnp.where(kept(bits, plan.rate), p, mosaic.zeros(tile.shape)) * (1 / (1 - plan.rate))
 
 
 def operands_of(given: Given, diagonals: Diagonals) -> list[jax.Array]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from kernels.attention.dropout import keep
+from kernels.attention.dropout import APART, HALF, kept, lower_half, shared_hash
 from kernels.attention.fused import HIDDEN, Given
 from kernels.attention.pallas_tpu_bands import Gradient, OfTable, Rows, Squares
 from kernels.attention.pallas_tpu_curve import Curve
@@ -175,9 +175,20 @@ class Tile:
         rate = self.plan.rate
         if rate == 0:
             return values
-        first, second = (self.of_queries(name, head).astype(jnp.uint32) for name in ("first", "second"))
-        kept = keep(first, second, self.key_index().astype(jnp.uint32), rate)
-        return jnp.where(kept, values * (1 / (1 - rate)), 0.0)
+        return jnp.where(kept(self._dropout_bits(head), rate), values * (1 / (1 - rate)), 0.0)
+
+    def _dropout_bits(self, head: int) -> jax.Array:
+        words = (
+            *(self.of_queries(name, head).astype(jnp.uint32) for name in ("first", "second")),
+            self.key_index().astype(jnp.uint32),
+        )
+        if self.transposed:
+            return shared_hash(*words) << lower_half(self._index(1))
+        # Queries eight apart stand in the same places of two registers: the hash is computed for one of them.
+        rows, columns = self.shape
+        pairs = (rows // (2 * APART), 2, APART, columns)
+        shared = shared_hash(*(word.reshape(pairs)[:, 0] for word in words))
+        return jnp.stack([shared, shared << HALF], axis=1).reshape(self.shape)
 
     def gradients(self, head: int, products: jax.Array, of_p: jax.Array, masked: bool) -> tuple[jax.Array, jax.Array]:
         """(p, dS): probabilities before dropout and the gradient of the scores in base e, from dO · v."""
