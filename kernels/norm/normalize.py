@@ -49,6 +49,8 @@ def _forward(epsilon: float, centered: bool, dtype: Any, x, scale, bias):
 
 def _backward(epsilon: float, centered: bool, dtype: Any, saved, dy: Array):
     x, scale, bias, mean, inverse = saved
+    # Else XLA computes them anew from x where it likes, and writes normalised rows in float32 for the sum over rows to read.
+    mean, inverse = jax.lax.optimization_barrier((mean, inverse))
     normal = (_wide(x) - mean if centered else _wide(x)) * inverse
     dy = dy.astype(normal.dtype)
     leading = tuple(range(x.ndim - 1))
