@@ -1,8 +1,8 @@
 """The one place that knows how Pallas' Mosaic GPU backend differs between versions of JAX and from its own interpreter.
 
 Works on jax 0.10.2, 0.11 and 0.12. Kernels are written once; the interpreter lacks a matrix product whose left operand is in
-registers, and Pallas a look-up in shared memory and registers by their place. `add_product`, `toeplitz` and `halves_of_pairs` have a branch
-each for them, the only differences between what tests interpret and what a GPU runs.
+registers, and Pallas a look-up in shared memory, sums over lanes and registers by their place. `add_product`, `toeplitz`,
+`mosaic_diagonals` and `mosaic_pairs` have branches for them, the only differences between what tests interpret and what a GPU runs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -70,11 +69,19 @@ def product(a: Any, b: Any, shape: tuple[int, int]) -> jax.Array:
     return pl.run_scoped(body, plgpu.ACC(shape, jnp.float32))
 
 
-def add_product(total: jax.Array, a: jax.Array, b: Any, *, interpret: bool) -> jax.Array:
-    """total + a · b, with `total` and `a` in registers and `b` in shared memory."""
+def add_product(
+    total: jax.Array, a: jax.Array, b: Any, *, interpret: bool, meanwhile: Callable[[], None] = lambda: None
+) -> jax.Array:
+    """total + a · b, with `total` and `a` in registers and `b` in shared memory; `meanwhile` is done as the product is computed."""
     if interpret:
+        meanwhile()
         return total + jnp.dot(a, b[...], preferred_element_type=jnp.float32)
-    return pl.run_state(lambda ref: plgpu.wgmma(ref, a, b))(plgpu.ACC.init(total))
+
+    def body(ref):
+        plgpu.wgmma(ref, a, b)
+        meanwhile()
+
+    return pl.run_state(body)(plgpu.ACC.init(total))
 
 
 def toeplitz(window: Any, shape: tuple[int, int], *, transposed: bool, interpret: bool) -> jax.Array:
@@ -98,7 +105,7 @@ def toeplitz(window: Any, shape: tuple[int, int], *, transposed: bool, interpret
         pair = ir.VectorType.get((2,), ir.F32Type.get())
         pairs: dict[int, ir.Value] = {}
         for place in np.ndindex(registers.shape):
-            g, s = _steps(registers.shape, place)
+            g, s = steps(registers.shape, place)
             if g - s not in pairs:
                 diagonal = 8 * (s - g) + columns - 1 if transposed else 8 * (g - s) + rows - 1
                 neighbour = -1 if transposed else 1
@@ -114,67 +121,7 @@ def toeplitz(window: Any, shape: tuple[int, int], *, transposed: bool, interpret
     return plgpu.inline_mgpu(arg_types=(plgpu.RefType(),), return_type=result)(body)(window)
 
 
-def halves_of_pairs(
-    function: Callable[..., Any], operands: tuple[jax.Array, ...], *, transposed: bool, interpret: bool
-) -> jax.Array:
-    """A tile of uint32 from tiles of uint32 that are equal in two rows (`transposed`: columns) eight apart, r and r + 8 for r mod 16 < 8.
-
-    function: elementwise, of operators alone. Row r has its result, row r + 8 the lower half of the same, shifted up: a thread holds both,
-    so that it is computed once.
-    """
-    shape = operands[0].shape
-    if interpret:
-        place = lax.broadcasted_iota(jnp.uint32, shape, int(transposed))
-        return function(*operands) << ((place & 8) * 2)
-
-    def body(_, *arrays):
-        layout = fragmented_array.WGMMA_LAYOUT
-        registers = np.empty(layout.registers_shape(shape), dtype=object)
-        halves: dict[tuple, _Words] = {}
-        for place in np.ndindex(registers.shape):
-            g, s = _steps(registers.shape, place)
-            pair, lower = ((g // 2, s), g % 2) if transposed else ((g, 0), s)
-            if not lower:
-                halves[pair] = function(*(_Words(array.registers[place]) for array in arrays))
-            registers[place] = (halves[pair] << 16 if lower else halves[pair]).value
-        return fragmented_array.FragmentedArray(_registers=registers, _layout=layout, _is_signed=False)
-
-    result = plgpu.ShapeDtypeStruct(shape, jnp.uint32, layout=plgpu.Layout.WGMMA)
-    types = (plgpu.Layout.WGMMA,) * len(operands)
-    return plgpu.inline_mgpu(arg_types=types, return_type=result)(body)(*operands)
-
-
-@dataclass(frozen=True)
-class _Words:
-    """Unsigned integers of 32 bits in a register of MLIR, under Python's operators."""
-
-    value: ir.Value
-
-    def __xor__(self, other: _Words | int) -> _Words:
-        return _Words(arith.xori(self.value, self._like(other)))
-
-    def __add__(self, other: _Words | int) -> _Words:
-        return _Words(arith.addi(self.value, self._like(other)))
-
-    def __mul__(self, other: _Words | int) -> _Words:
-        return _Words(arith.muli(self.value, self._like(other)))
-
-    def __rshift__(self, bits: int) -> _Words:
-        return _Words(arith.shrui(self.value, self._like(bits)))
-
-    def __lshift__(self, bits: int) -> _Words:
-        return _Words(arith.shli(self.value, self._like(bits)))
-
-    def _like(self, other: _Words | int) -> ir.Value:
-        if isinstance(other, _Words):
-            return other.value
-        kind = ir.IntegerType.get_signless(32)
-        signed = int(other) - 2**32 if int(other) >= 2**31 else int(other)
-        splat = ir.DenseElementsAttr.get_splat(self.value.type, ir.IntegerAttr.get(kind, signed))
-        return arith.constant(self.value.type, splat)
-
-
-def _steps(shape: tuple[int, ...], place: tuple[int, ...]) -> tuple[int, int]:
+def steps(shape: tuple[int, ...], place: tuple[int, ...]) -> tuple[int, int]:
     """(g, s) of a register: the layout's axes are those of one, but for the columns' and, after it, the two rows'."""
     (rows,) = (axis for axis in range(2, len(shape)) if shape[axis] == 2)
     if shape[0] != 1 or math.prod(shape) != shape[1] * 2:

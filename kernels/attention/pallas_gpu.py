@@ -20,7 +20,7 @@ from kernels.attention import pallas_gpu_relative
 from kernels.attention.core import Shape, attend
 from kernels.attention.fused import LINE, OUT, ROW, Given, K, Q, V, divided, padded, refusals_of_masks, up
 from kernels.attention.mask import AttentionMask
-from kernels.attention.pallas_gpu_passes import Plan, backward_keys, backward_queries, backward_table, forward
+from kernels.attention.pallas_gpu_passes import Plan, backward_keys, backward_queries, forward
 from kernels.attention.pallas_gpu_relative import Band
 from kernels.attention.positions import Placement
 from kernels.attention.separable import Basis, Sides, Sums
@@ -128,12 +128,10 @@ class _Plain:
     def backward(self, q: Array, k: Array, v: Array, sides: None, d: Sums, given: Given) -> tuple:
         operands = (q, Q), (k, K), (v, V), (d.out, OUT)
         run = functools.partial(divided, self.plan, operands=operands, given=given)
-        (dq,) = run(lambda *parts: (backward_queries(*parts),), results=(Q,))
+        dq, *d_lines = run(backward_queries, results=(Q, *(LINE for _ in given.lines)))
         dk, dv, db = run(backward_keys, results=(K, V, "b m s"))
-        d_lines = {}
-        if given.lines:
-            (d_lines["bias"],) = run(lambda *parts: (backward_table(*parts),), results=(LINE,))
-        return dq, dk, dv, None, given.gradients(columns={"bias": db}, lines=d_lines)
+        lines = dict(zip(given.lines, d_lines, strict=True))
+        return dq, dk, dv, None, given.gradients(columns={"bias": db}, lines=lines)
 
 
 @dataclass(frozen=True)

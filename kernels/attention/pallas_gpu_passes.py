@@ -22,12 +22,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels.attention import mosaic
+from kernels.attention import mosaic, mosaic_diagonals, mosaic_pairs
 from kernels.attention.dropout import kept, shared_hash
 from kernels.attention.fused import FLOOR, HIDDEN, Call, Given
-from kernels.attention.skew import unskew
 
-PROGRAMS = 264  # two for each multiprocessor of an H100
+MULTIPROCESSORS = 132  # of an H100; of these programs each runs one at a time
 STAGES = 2  # tiles of the other side in shared memory at a time
 
 
@@ -70,14 +69,16 @@ class Plan(Call):
         masked = self.left is not None or self.right is not None or self.past_or_prefix
         return Blocks(64, 64 if self.wide or masked or self.column_bias or self.rate > 0 else 128)
 
-    @property
-    def table(self) -> Blocks:
-        return Blocks(64, 64, 1) if self.wide else Blocks(64, 128)
+    def parts(self, blocks: int) -> int:
+        """Among how many programs dq divides the blocks of queries of a head where a table's gradient is summed.
 
-    def parts_of_the_batch(self, diagonals: int) -> int:
-        """Into how many parts the table's pass divides the batch, so that there are programs for every multiprocessor."""
-        wanted = -(-PROGRAMS // (self.heads * diagonals))
-        return next(n for n in range(min(wanted, self.batch), 0, -1) if self.batch % n == 0)
+        The fewest that take the least time; at most two for each multiprocessor, so that memory is linear in length.
+        """
+
+        def rounds(parts: int) -> int:
+            return -(-self.heads * parts // MULTIPROCESSORS) * -(-blocks // parts)
+
+        return min(range(1, max(min(2 * MULTIPROCESSORS // self.heads, blocks), 1) + 1), key=rounds)
 
 
 @dataclass(frozen=True)
@@ -115,18 +116,6 @@ class Diagonals:
         """The diagonal on which a program meets a tile."""
         return self.before + (program * self.step - tile if self.transposed else tile - program * self.step)
 
-    def tile(self, diagonal: Any, program: Any) -> Any:
-        """The tile that a program (not transposed) meets on a diagonal."""
-        return diagonal - self.before + program * self.step
-
-    def programs_on(self, diagonal: Any) -> tuple[Any, Any]:
-        """(the first program, how many), not transposed; a tile outside mask or arrays is never among them."""
-        ahead = diagonal - self.before
-        low = lax.max(self.step - 1 - ahead, 0) // self.step
-        tiles = self.plan.keys // self.columns
-        high = lax.min((tiles - 1 - ahead) // self.step + 1, self.plan.queries // self.rows)
-        return low, high - low
-
     def part(self, windows: tuple, warpgroup: Any) -> Any:
         """What of a program's window the tile of one warpgroup, 64 rows, looks into; None without a table."""
         start = warpgroup * 64 if self.transposed else self.rows - 64 - warpgroup * 64
@@ -137,15 +126,6 @@ class Diagonals:
         length = (self.count + self.step) * self.columns
         blocks = jnp.pad(table, ((0, 0), (0, length - table.shape[1]))).reshape(table.shape[0], -1, self.columns)
         return jnp.concatenate([blocks[:, s : s + self.count] for s in range(self.step + 1)], axis=-1)
-
-    def gradient(self, tiles: jax.Array) -> jax.Array:
-        """The transpose of `windows` and the look-up: `[N, T + S − 1]` of sums of tiles `[N, count, rows, columns]`."""
-        per_window = jnp.sum(unskew(tiles, self.rows + self.columns), axis=-2)
-        total = jnp.zeros((tiles.shape[0], (self.count + self.step) * self.columns), tiles.dtype)
-        for s in range(self.step + 1):
-            part = per_window[..., s * self.columns : (s + 1) * self.columns].reshape(tiles.shape[0], -1)
-            total = total + jnp.pad(part, ((0, 0), (s * self.columns, (self.step - s) * self.columns)))
-        return total[:, : self.plan.queries + self.plan.keys - 1]
 
 
 @dataclass(frozen=True)
@@ -205,7 +185,7 @@ def dropped(plan: Plan, tile: Tile, p: jax.Array, rows: Mapping) -> jax.Array:
     if plan.rate == 0:
         return p
     words = tile.of_queries(rows["first"]), tile.of_queries(rows["second"]), tile.key_index().astype(jnp.uint32)
-    bits = mosaic.halves_of_pairs(shared_hash, words, transposed=tile.transposed, interpret=plan.interpret)
+    bits = mosaic_pairs.halves_of_pairs(shared_hash, words, transposed=tile.transposed, interpret=plan.interpret)
     return jnp.where(kept(bits, plan.rate), p, mosaic.zeros(tile.shape)) * (1 / (1 - plan.rate))
 
 
@@ -306,72 +286,118 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
     )(q, k, v, *operands_of(given, diagonals))
 
 
-def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
-    """The gradient of q; the rows hold lse and delta, too, the latter Σ gradient · out of each query."""
+def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Array, ...]:
+    """The gradients of q and, if there is one, of the table; the rows hold lse and delta, too, the latter Σ gradient · out of each query.
+
+    Each warpgroup sums the table's gradient in a line of its own. So that lines are few, a program then runs over many blocks of
+    queries, which are programs of their own without a table.
+    """
     block = plan.dq
     diagonals = Diagonals(plan, block.program, block.columns)
+    programs = plan.queries // block.program
+    parts = plan.parts(plan.batch * programs)
 
     def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        row_refs, column_refs, tables, (dq_ref, q_tile, gradient_tile, barriers) = split_operands(given, refs)
-        b, h, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
-        warpgroup = lax.axis_index("warpgroup")
-        first_query = program * block.program + warpgroup * block.rows
-        low, tiles = plan.keys_of(program * block.program, block.program, block.columns)
+        row_refs, column_refs, tables, (dq_ref, *refs) = split_operands(given, refs)
+        line_ref, space_ref, q_tile, gradient_tile, barriers = refs if tables else (None, None, *refs)
+        h, warpgroup = lax.axis_index("head"), lax.axis_index("warpgroup")
         kv_head = h // plan.group
 
-        def compute(run):
-            here = pl.ds(first_query, block.rows)
-            fetched = [
-                (q_ref.at[b, here, h], q_tile.at[warpgroup]),
-                (gradient_ref.at[b, here, h], gradient_tile.at[warpgroup]),
-            ]
-            fetch(fetched, barriers.at[warpgroup])
-            total, _ = run((mosaic.zeros((block.rows, plan.width)), vectors(row_refs, b, h, here, mosaic.ROWS)))
-            q_tile.at[warpgroup][...] = (total * plan.slope).astype(q.dtype)
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(q_tile.at[warpgroup], dq_ref.at[b, here, h])
-            plgpu.wait_smem_to_gmem(0)
+        def run_program(b, program):
+            first_query = program * block.program + warpgroup * block.rows
+            low, tiles = plan.keys_of(program * block.program, block.program, block.columns)
 
-        def step(indices, k_tile, v_tile, column_tiles, windows, carry):
-            total, row_vectors = carry
-            number = low + indices[0]
-            tile = Tile((block.rows, block.columns), first_query, number * block.columns)
-            product = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
-            dp = mosaic.product(gradient_tile.at[warpgroup], v_tile, tile.shape)
-            column_vectors = Loaded(column_tiles, mosaic.COLUMNS)
-            window = diagonals.part(windows, warpgroup)
-            p = probabilities(plan, tile, product, row_vectors, column_vectors, window)
-            ds = score_gradients(plan, tile, p, dp, row_vectors)
-            return mosaic.add_product(total, ds.astype(q.dtype), k_tile, interpret=plan.interpret), row_vectors
+            def compute(run):
+                here = pl.ds(first_query, block.rows)
+                fetched = [
+                    (q_ref.at[b, here, h], q_tile.at[warpgroup]),
+                    (gradient_ref.at[b, here, h], gradient_tile.at[warpgroup]),
+                ]
+                fetch(fetched, barriers.at[warpgroup])
+                total, _ = run((mosaic.zeros((block.rows, plan.width)), vectors(row_refs, b, h, here, mosaic.ROWS)))
+                q_tile.at[warpgroup][...] = (total * plan.slope).astype(q.dtype)
+                plgpu.commit_smem()
+                plgpu.copy_smem_to_gmem(q_tile.at[warpgroup], dq_ref.at[b, here, h])
+                plgpu.wait_smem_to_gmem(0)
 
-        def at(t):
-            return b, low + t, kv_head
+            def step(indices, k_tile, v_tile, column_tiles, windows, carry):
+                total, row_vectors = carry
+                number = low + indices[0]
+                tile = Tile((block.rows, block.columns), first_query, number * block.columns)
+                product = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
+                dp = mosaic.product(gradient_tile.at[warpgroup], v_tile, tile.shape)
+                column_vectors = Loaded(column_tiles, mosaic.COLUMNS)
+                window = diagonals.part(windows, warpgroup)
+                p = probabilities(plan, tile, product, row_vectors, column_vectors, window)
+                ds = score_gradients(plan, tile, p, dp, row_vectors)
 
-        over_tiles(
-            step,
-            compute,
-            (tiles,),
-            [
-                (k_ref, tile_spec(block.columns, plan.width, at)),
-                (v_ref, tile_spec(block.columns, plan.value_width, at)),
-                vector_specs(column_refs, block.columns, lambda t: (b, low + t, h)),
-                _window_specs(tables, diagonals, lambda t: (h, diagonals.of(program, low + t))),
-            ],
-            block.warpgroups,
-        )
+                def add_to_line():
+                    if tables:
+                        first = tile.first_key - first_query + plan.queries - block.rows
+                        line = line_ref.at[h, part, warpgroup, pl.ds(first, block.rows + block.columns)]
+                        mosaic_diagonals.add(line, ds, space_ref.at[warpgroup], interpret=plan.interpret)
 
-    return mosaic.kernel(
+                total = mosaic.add_product(
+                    total, ds.astype(q.dtype), k_tile, interpret=plan.interpret, meanwhile=add_to_line
+                )
+                return total, row_vectors
+
+            def at(t):
+                return b, low + t, kv_head
+
+            over_tiles(
+                step,
+                compute,
+                (tiles,),
+                [
+                    (k_ref, tile_spec(block.columns, plan.width, at)),
+                    (v_ref, tile_spec(block.columns, plan.value_width, at)),
+                    vector_specs(column_refs, block.columns, lambda t: (b, low + t, h)),
+                    _window_specs(tables, diagonals, lambda t: (h, diagonals.of(program, low + t))),
+                ],
+                block.warpgroups,
+            )
+
+        if not tables:
+            run_program(lax.axis_index("batch"), lax.axis_index("tile"))
+            return
+        part = lax.axis_index("part")
+
+        @pl.when(warpgroup < block.warpgroups)
+        def clear():
+            mosaic_diagonals.clear(space_ref.at[warpgroup], interpret=plan.interpret)
+            mosaic_diagonals.clear(line_ref.at[h, part, warpgroup], interpret=plan.interpret)
+
+        @pl.loop(0, -(-plan.batch * programs // parts))
+        def turn(i):
+            # There and back: where a mask by index gives later queries more keys, programs have as much to do as others.
+            index = i * parts + lax.select(lax.rem(i, 2) == 0, part, parts - 1 - part)
+
+            @pl.when(index < plan.batch * programs)
+            def run():
+                run_program(lax.div(index, programs), lax.rem(index, programs))
+
+    grid = {"head": plan.heads, "tile": programs, "batch": plan.batch}
+    of_lines: tuple[list, list] = [], []
+    if given.lines:
+        grid = {"head": plan.heads, "part": parts}
+        shape = (plan.heads, parts, block.warpgroups, plan.queries + plan.keys)
+        space = (block.warpgroups, mosaic_diagonals.space(block.columns))
+        of_lines = [jax.ShapeDtypeStruct(shape, jnp.float32)], [plgpu.SMEM(space, jnp.float32)]
+    dq, *lines = mosaic.kernel(
         body,
-        out=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        out=(jax.ShapeDtypeStruct(q.shape, q.dtype), *of_lines[0]),
         scratch=[
+            *of_lines[1],
             plgpu.SMEM((block.warpgroups, block.rows, plan.width), q.dtype),
             plgpu.SMEM((block.warpgroups, block.rows, plan.value_width), q.dtype),
             plgpu.Barrier(num_arrivals=2, num_barriers=block.warpgroups),
         ],
-        grid={"head": plan.heads, "tile": plan.queries // block.program, "batch": plan.batch},
+        grid=grid,
         warpgroups=block.warpgroups,
         interpret=plan.interpret,
     )(q, k, v, gradient, *operands_of(given, diagonals))
+    return dq, *(jnp.sum(line, axis=(1, 2))[:, 1:] for line in lines)
 
 
 def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -462,84 +488,6 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
         warpgroups=block.warpgroups,
         interpret=plan.interpret,
     )(q, k, v, gradient, *operands_of(given, diagonals))
-
-
-def backward_table(plan: Plan, q, k, v, gradient, given: Given) -> jax.Array:
-    """The gradient of the table, `[N, T + S − 1]`: a program sums the tiles of one diagonal over a part of the batch."""
-    block = plan.table
-    diagonals = Diagonals(plan, block.program, block.columns)
-    parts = plan.parts_of_the_batch(diagonals.count)
-
-    def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        row_refs, column_refs, tables, (out_ref, out_tile) = split_operands(given, refs)
-        h, diagonal, part = lax.axis_index("head"), lax.axis_index("diagonal"), lax.axis_index("part")
-        warpgroup = lax.axis_index("warpgroup")
-        kv_head = h // plan.group
-        own = pl.ds(warpgroup * block.rows, block.rows)
-        halves = range(block.columns // 64)  # computed in turn, so that the sums of both fit the registers
-        low, tiles = diagonals.programs_on(diagonal)
-
-        def compute(run):
-            totals = run(tuple(mosaic.zeros((block.rows, 64)) for _ in halves))
-            for half, total in zip(halves, totals, strict=True):
-                out_tile.at[warpgroup, half][...] = total
-            plgpu.commit_smem()
-            for half in halves:
-                plgpu.copy_smem_to_gmem(out_tile.at[warpgroup, half], out_ref.at[part, h, diagonal, half, own])
-            plgpu.wait_smem_to_gmem(0)
-
-        def step(indices, q_tile, gradient_tile, k_tile, v_tile, row_tiles, column_tiles, windows, totals):
-            program = low + indices[1]
-            first_query = program * block.program + warpgroup * block.rows
-            row_vectors = Loaded({name: ref.at[own] for name, ref in row_tiles.items()}, mosaic.ROWS)
-            added = []
-            for half, total in zip(halves, totals, strict=True):
-                here = pl.ds(half * 64, 64)
-                first_key = diagonals.tile(diagonal, program) * block.columns + half * 64
-                tile = Tile((block.rows, 64), first_query, first_key)
-                start = block.program - block.rows * (1 + warpgroup) + half * 64
-                window = windows[0].at[pl.ds(start, block.rows + 64)]
-                column_vectors = Loaded({name: ref.at[here] for name, ref in column_tiles.items()}, mosaic.COLUMNS)
-                product = mosaic.product(q_tile.at[own], k_tile.at[here], tile.shape)
-                p = probabilities(plan, tile, product, row_vectors, column_vectors, window)
-                dp = mosaic.product(gradient_tile.at[own], v_tile.at[here], tile.shape)
-                ds = score_gradients(plan, tile, p, dp, row_vectors)
-                added.append(total + ds)
-            return tuple(added)
-
-        def of_rows(s, t):
-            return part * (plan.batch // parts) + s, low + t, h
-
-        def of_columns(head):
-            return lambda s, t: (part * (plan.batch // parts) + s, diagonals.tile(diagonal, low + t), head)
-
-        over_tiles(
-            step,
-            compute,
-            (plan.batch // parts, tiles),
-            [
-                (q_ref, tile_spec(block.program, plan.width, of_rows)),
-                (gradient_ref, tile_spec(block.program, plan.value_width, of_rows)),
-                (k_ref, tile_spec(block.columns, plan.width, of_columns(kv_head))),
-                (v_ref, tile_spec(block.columns, plan.value_width, of_columns(kv_head))),
-                vector_specs(row_refs, block.program, of_rows),
-                vector_specs(column_refs, block.columns, of_columns(h)),
-                _window_specs(tables, diagonals, lambda s, t: (h, diagonal + 0 * (s + t))),
-            ],
-            block.warpgroups,
-        )
-
-    shape = (parts, plan.heads, diagonals.count, block.columns // 64, block.program, 64)
-    tiles = mosaic.kernel(
-        body,
-        out=jax.ShapeDtypeStruct(shape, jnp.float32),
-        scratch=[plgpu.SMEM((block.warpgroups, block.columns // 64, block.rows, 64), jnp.float32)],
-        grid={"head": plan.heads, "diagonal": diagonals.count, "part": parts},
-        warpgroups=block.warpgroups,
-        interpret=plan.interpret,
-    )(q, k, v, gradient, *operands_of(given, diagonals))
-    tiles = jnp.moveaxis(jnp.sum(tiles, axis=0), 2, 3)
-    return diagonals.gradient(tiles.reshape(*tiles.shape[:3], block.columns))
 
 
 def probabilities(plan: Plan, tile: Tile, product, rows: Mapping, columns: Mapping, window) -> jax.Array:
