@@ -116,7 +116,7 @@ def test_heads_of_64_spill_next_to_nothing(sharding, spills, terms, mask, dropou
     assert len(found) == 3
     # ptxas finds no place for a few registers where masks by index, segments, dropout and a table come together.
     crowded = (terms != "none") + (mask != "none") + (mask == "causal_segments") + (dropout > 0) >= 3
-    assert max(found) <= (200 if crowded else 16 if terms == "toeplitz" and dropout else 0), found
+    assert max(found) <= (200 if crowded else 0), found
 
 
 @pytest.mark.parametrize("terms", ["none", "toeplitz", "row_column", "nezha", "shaw"])
