@@ -143,6 +143,15 @@ class Tile:
     def of_keys(self, vector: jax.Array) -> jax.Array:
         return mosaic.spread(vector, self.shape, int(not self.transposed))
 
+    def part(self, start: Any, columns: int) -> Tile:
+        """Some of its columns."""
+        queries, keys = (
+            (self.first_query + start, self.first_key)
+            if self.transposed
+            else (self.first_query, self.first_key + start)
+        )
+        return Tile((self.shape[0], columns), queries, keys, self.transposed)
+
     def query_index(self) -> jax.Array:
         return mosaic.index(self.shape, int(self.transposed)) + self.first_query
 
@@ -584,6 +593,11 @@ class Loaded(Mapping):
 
     tiles: dict[str, Any]
     layout: Any
+
+    @classmethod
+    def part(cls, tiles: dict[str, Any], here: Any, layout: Any) -> Loaded:
+        """Of each vector what is `here`."""
+        return cls({name: ref.at[here] for name, ref in tiles.items()}, layout)
 
     def __getitem__(self, name: str) -> jax.Array:
         return mosaic.load(self.tiles[name], self.layout)

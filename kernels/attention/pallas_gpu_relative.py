@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,6 @@ from kernels.attention.pallas_gpu_passes import (
     dropped,
     fetch,
     operands_of,
-    over_tiles,
     probabilities,
     score_gradients,
     scores,
@@ -34,6 +35,7 @@ from kernels.attention.pallas_gpu_passes import (
     vector_specs,
     vectors,
 )
+from kernels.attention.pallas_gpu_phases import Phase, over_phases
 from kernels.attention.separable import Sides, Sums
 
 
@@ -49,61 +51,120 @@ class Band:
 
     @property
     def forward(self) -> Blocks:
-        return Blocks(64, 64)
+        return Blocks(64, self.plan.forward.columns if self._narrow else 64)
 
     @property
-    def backward(self) -> Blocks:
-        return Blocks(64, 64, 1 if max(self.plan.width, self.width) > 64 else 2)
+    def dq(self) -> Blocks:
+        return Blocks(64, self.plan.dq.columns) if self._narrow else Blocks(64, 64, 1)
 
-    def near(self, tile: Tile) -> jax.Array:
-        """Whether some |r| < K."""
-        least, most = self._reach(tile)
-        return (most > -self.limit) & (least < self.limit)
+    @property
+    def dkv(self) -> Blocks:
+        return Blocks(64, self.plan.dkv.columns) if self._narrow else Blocks(64, 64, 1)
 
-    def ahead(self, tile: Tile) -> jax.Array:
-        """Of a tile that is not near: whether r ≥ K."""
-        return self._reach(tile)[0] > 0
+    @property
+    def _narrow(self) -> bool:
+        return max(self.plan.width, self.width) <= 64
+
+    def keys_of(self, first: Any, block: Blocks) -> Stretch:
+        """The tiles of keys that a program of queries meets."""
+        near = dataclasses.replace(self.plan, left=self.limit - 1, right=self.limit - 1)
+        return Stretch.of(*(plan.keys_of(first, block.program, block.columns) for plan in (self.plan, near)))
+
+    def queries_of(self, first: Any, block: Blocks) -> Stretch:
+        near = dataclasses.replace(self.plan, left=self.limit - 1, right=self.limit - 1)
+        return Stretch.of(*(plan.queries_of(first, block.program, block.columns) for plan in (self.plan, near)))
+
+    def phases(self, stretch: Stretch, tile_at: Callable[[Any], Tile], near: Callable, far: Callable) -> list[Phase]:
+        """First the tiles of a program on both sides of the band, then those within it.
+
+        `far(tile, here, ahead, tiles, constants, carry)`: which of the columns in shared memory are the tile's own, and 1 where r ≥ K,
+        0 where r ≤ −K. `near(tile, here, tiles, more, constants, carry)`: 64 columns, some with |r| < K; two products more fit the
+        registers with 64 columns alone.
+        """
+
+        def beyond(t, tiles, more, constants, carry):
+            tile = tile_at(t)
+            return far(tile, pl.ds(0, tile.shape[1]), self._ahead(tile), tiles, constants, carry)
+
+        def within(t, tiles, more, constants, carry):
+            def part(number, carry):
+                tile, here = tile_at(t).part(number * 64, 64), pl.ds(number * 64, 64)
+                least, most = self._reach(tile)
+                return lax.cond(
+                    (most > -self.limit) & (least < self.limit),
+                    lambda carry: near(tile, here, tiles, more, constants, carry),
+                    lambda carry: far(tile, here, self._ahead(tile), tiles, constants, carry),
+                    carry,
+                )
+
+            return lax.fori_loop(0, tile_at(t).shape[1] // 64, part, carry)
+
+        return [
+            Phase(beyond, stretch.beyond, stretch.count - stretch.within),
+            Phase(within, lambda i: stretch.near + i, stretch.within, whole=True),
+        ]
+
+    def _ahead(self, tile: Tile) -> jax.Array:
+        return (self._reach(tile)[0] > 0).astype(jnp.int32)
 
     def _reach(self, tile: Tile) -> tuple[Any, Any]:
         queries, keys = tile.shape[::-1] if tile.transposed else tile.shape
         first = tile.first_key - tile.first_query - self.plan.offset
         return first - queries + 1, first + keys - 1
 
-    def relative(self, tile: Tile, products, above: jax.Array, below: jax.Array) -> jax.Array:
-        """ρ of a tile: `products()` are those of f and g, called within the band alone."""
+    def relative(self, tile: Tile, products: jax.Array, above: jax.Array, below: jax.Array) -> jax.Array:
+        """ρ of a tile near the band, from the products of f and g."""
+        r = tile.key_index() - tile.query_index() - self.plan.offset
+        rho = jnp.where(r >= self.limit, tile.of_queries(above), products)
+        return jnp.where(r <= -self.limit, tile.of_queries(below), rho)
 
-        def inside():
-            r = tile.key_index() - tile.query_index() - self.plan.offset
-            rho = jnp.where(r >= self.limit, tile.of_queries(above), products())
-            return jnp.where(r <= -self.limit, tile.of_queries(below), rho)
-
-        def outside():
-            ahead = self.ahead(tile).astype(jnp.float32)
-            return tile.of_queries(above * ahead + below * (1 - ahead))
-
-        return lax.cond(self.near(tile), inside, outside)
-
-    def sums(self, tile: Tile, x: jax.Array, g: Any, before: tuple, dtype: Any) -> tuple:
+    def near_sums(self, tile: Tile, x: jax.Array, g: Any, before: tuple, dtype: Any) -> tuple:
         """(Σ_{|r|<K} x g, Σ_{r≥K} x, Σ_{r≤−K} x) of each query, added to those `before`."""
         total, above, below = before
+        r = tile.key_index() - tile.query_index() - self.plan.offset
+        nothing = mosaic.zeros(tile.shape)
+        far_above = jnp.where(r >= self.limit, x, nothing)
+        far_below = jnp.where(r <= -self.limit, x, nothing)
+        near = (x - far_above - far_below).astype(dtype)
+        return (
+            mosaic.add_product(total, near, g, interpret=self.plan.interpret),
+            above + jnp.sum(far_above, axis=1),
+            below + jnp.sum(far_below, axis=1),
+        )
 
-        def inside():
-            r = tile.key_index() - tile.query_index() - self.plan.offset
-            nothing = mosaic.zeros(tile.shape)
-            far_above = jnp.where(r >= self.limit, x, nothing)
-            far_below = jnp.where(r <= -self.limit, x, nothing)
-            near = (x - far_above - far_below).astype(dtype)
-            return (
-                mosaic.add_product(total, near, g, interpret=self.plan.interpret),
-                above + jnp.sum(far_above, axis=1),
-                below + jnp.sum(far_below, axis=1),
-            )
 
-        def outside():
-            mass, ahead = jnp.sum(x, axis=1), self.ahead(tile).astype(jnp.float32)
-            return total, above + mass * ahead, below + mass * (1 - ahead)
+class Stretch(NamedTuple):
+    """`count` tiles from `low` on, of which `within` from `near` on may touch the band."""
 
-        return lax.cond(self.near(tile), inside, outside)
+    low: Any
+    count: Any
+    near: Any
+    within: Any
+
+    @classmethod
+    def of(cls, seen: tuple[Any, Any], touching: tuple[Any, Any]) -> Stretch:
+        """Each (the first, how many)."""
+        low, count, first, many = (jnp.asarray(x, jnp.int32) for x in (*seen, *touching))
+        near = lax.clamp(low, first, low + count)
+        return cls(low, count, near, lax.clamp(near, first + many, low + count) - near)
+
+    def beyond(self, i: Any) -> Any:
+        """The i-th that does not touch it."""
+        t = self.low + i
+        return lax.select(t < self.near, t, t + self.within)
+
+
+def _end(rows: Mapping, name: str, ahead: Any) -> jax.Array:
+    """The number of each query that is one where r ≥ K and another where r ≤ −K."""
+    share = ahead.astype(jnp.float32)
+    return rows[f"{name} above"] * share + rows[f"{name} below"] * (1 - share)
+
+
+def _added(sums: tuple, more: jax.Array, ahead: Any) -> tuple:
+    """Σ_{r≥K} and Σ_{r≤−K} of each query, and `more` of either."""
+    above, below = sums
+    share = ahead.astype(jnp.float32)
+    return above + more * share, below + more * (1 - share)
 
 
 def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.Array]:
@@ -122,7 +183,6 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
         b, h, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
         first_query = program * block.program + warpgroup * block.rows
-        low, tiles = plan.keys_of(program * block.program, block.program, block.columns)
         kv_head = h // plan.group
 
         def compute(run):
@@ -131,22 +191,18 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
             if band.scores:
                 fetched.append((f_ref.at[b, here, h], f_tile.at[warpgroup]))
             fetch(fetched, barriers.at[warpgroup])
-            empty = mosaic.zeros((block.rows,), mosaic.ROWS)
-            carry = (
-                mosaic.zeros((block.rows, plan.value_width)),
-                mosaic.zeros((block.rows,), mosaic.ROWS, FLOOR),
-                empty,
-                (mosaic.zeros((block.rows, band.width)), empty, empty) if band.values else (),
-                vectors(row_refs, b, h, here, mosaic.ROWS),
-            )
-            total, top, mass, sums, _ = run(carry)
+            empty, nothing_seen = (mosaic.zeros((block.rows,), mosaic.ROWS, value) for value in (0.0, FLOOR))
+            sums = (nothing_seen, (mosaic.zeros((block.rows, band.width)), empty, empty)) if band.values else ()
+            carry = (mosaic.zeros((block.rows, plan.value_width)), nothing_seen, empty, sums)
+            total, top, mass, sums = run(carry, vectors(row_refs, b, h, here, mosaic.ROWS))
             mass = lax.max(mass, mosaic.zeros((block.rows,), mosaic.ROWS, 1e-30))
             q_tile.at[warpgroup][...] = (total / mosaic.spread(mass, total.shape, 0)).astype(q.dtype)
             vector_tile.at[0, warpgroup][...] = top + jnp.log2(mass)
             if band.values:
-                f_tile.at[warpgroup][...] = (sums[0] / mosaic.spread(mass, sums[0].shape, 0)).astype(q.dtype)
-                vector_tile.at[1, warpgroup][...] = sums[1] / mass
-                vector_tile.at[2, warpgroup][...] = sums[2] / mass
+                seen, (w, above, below) = sums
+                f_tile.at[warpgroup][...] = (w * mosaic.spread(jnp.exp2(seen - top) / mass, w.shape, 0)).astype(q.dtype)
+                vector_tile.at[1, warpgroup][...] = above / mass
+                vector_tile.at[2, warpgroup][...] = below / mass
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(q_tile.at[warpgroup], out_ref.at[b, here, h])
             plgpu.copy_smem_to_gmem(vector_tile.at[0, warpgroup], lse_ref.at[b, h, here])
@@ -156,40 +212,64 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
                 plgpu.copy_smem_to_gmem(vector_tile.at[2, warpgroup], w_refs[2].at[b, h, here])
             plgpu.wait_smem_to_gmem(0)
 
-        def step(indices, k_tile, v_tile, g_tile, column_tiles, carry):
-            total, top, mass, sums, row_vectors = carry
-            tile = Tile((block.rows, block.columns), first_query, (low + indices[0]) * block.columns)
-            s = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
-            if band.scores:
-                products = functools.partial(mosaic.product, f_tile.at[warpgroup], g_tile, tile.shape)
-                s = s + band.relative(tile, products, row_vectors["c above"], row_vectors["c below"])
-            s, factor = scores(plan, tile, s, row_vectors, Loaded(column_tiles, mosaic.COLUMNS), None)
-            higher = lax.max(top, jnp.max(s, axis=1) * factor)
-            p = jnp.exp2(s * factor - tile.of_queries(higher))
+        def seen_by(tile, s, end, v_part, column_vectors, row_vectors, carry):
+            """(the next total, top and mass, what earlier sums shrink by, the probabilities after dropout), from products."""
+            total, top, mass, _ = carry
+            s, factor = scores(plan, tile, s, row_vectors, column_vectors, None)
+            higher = lax.max(top, jnp.max(s, axis=1) * factor + end)
+            p = jnp.exp2(s * factor - tile.of_queries(higher - end))
             shrink = jnp.exp2(top - higher)
-            mass = mass * shrink + jnp.sum(p, axis=1)
+            mass, of_tile = mass * shrink, jnp.sum(p, axis=1)
             total = total * mosaic.spread(shrink, total.shape, 0)
             p = dropped(plan, tile, p, row_vectors)
-            total = mosaic.add_product(total, p.astype(q.dtype), v_tile, interpret=plan.interpret)
+            total = mosaic.add_product(total, p.astype(q.dtype), v_part, interpret=plan.interpret)
+            return (total, higher, mass + of_tile), shrink, p, of_tile
+
+        def near(tile, here, tiles, g_tile, row_vectors, carry):
+            k_tile, v_tile, column_tiles = tiles
+            column_vectors = Loaded.part(column_tiles, here, mosaic.COLUMNS)
+            s = mosaic.product(q_tile.at[warpgroup], k_tile.at[here], tile.shape)
+            if band.scores:
+                products = mosaic.product(f_tile.at[warpgroup], g_tile.at[here], tile.shape)
+                s = s + band.relative(tile, products, row_vectors["c above"], row_vectors["c below"])
+            after, shrink, p, _ = seen_by(tile, s, 0.0, v_tile.at[here], column_vectors, row_vectors, carry)
+            sums = carry[3]
             if band.values:
-                w, above, below = sums
-                before = (w * mosaic.spread(shrink, w.shape, 0), above * shrink, below * shrink)
-                sums = band.sums(tile, p, g_tile, before, q.dtype)
-            return total, higher, mass, sums, row_vectors
+                seen, (w, above, below) = sums
+                # What is kept of W is rescaled here and at the end alone, not wherever the maximum may rise.
+                before = w * mosaic.spread(jnp.exp2(seen - after[1]), w.shape, 0), above * shrink, below * shrink
+                sums = after[1], band.near_sums(tile, p, g_tile.at[here], before, q.dtype)
+            return *after, sums
 
-        def at(t):
-            return b, low + t, kv_head
+        def far(tile, here, ahead, tiles, row_vectors, carry):
+            k_tile, v_tile, column_tiles = tiles
+            column_vectors = Loaded.part(column_tiles, here, mosaic.COLUMNS)
+            s = mosaic.product(q_tile.at[warpgroup], k_tile.at[here], tile.shape)
+            end = _end(row_vectors, "c", ahead) * plan.scale if band.scores else 0.0
+            after, shrink, p, of_tile = seen_by(tile, s, end, v_tile.at[here], column_vectors, row_vectors, carry)
+            sums = carry[3]
+            if band.values:
+                seen, (w, above, below) = sums
+                kept = of_tile if plan.rate == 0 else jnp.sum(p, axis=1)
+                sums = seen, (w, *_added((above * shrink, below * shrink), kept, ahead))
+            return *after, sums
 
-        over_tiles(
-            step,
+        def tile_at(t):
+            return Tile((block.rows, block.columns), first_query, t * block.columns)
+
+        def at(_, t):
+            return b, t, kv_head
+
+        over_phases(
+            band.phases(band.keys_of(program * block.program, block), tile_at, near, far),
+            1,
             compute,
-            (tiles,),
             [
                 (k_ref, tile_spec(block.columns, plan.width, at)),
                 (v_ref, tile_spec(block.columns, plan.value_width, at)),
-                (g_ref, _shared_spec(block.columns, band.width, lambda t: low + t)),
-                vector_specs(column_refs, block.columns, lambda t: (b, low + t, h)),
+                vector_specs(column_refs, block.columns, lambda _, t: (b, t, h)),
             ],
+            (g_ref, plgpu.BlockSpec((block.columns, band.width), lambda _, t: (t, 0))),
             block.warpgroups,
         )
 
@@ -219,7 +299,7 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
 
 def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> tuple[jax.Array, Sides]:
     """The gradients of q, and of f, c⁺ and c⁻; `given` holds the rows lse and delta."""
-    plan, block = band.plan, band.backward
+    plan, block = band.plan, band.dq
     extended = given._replace(rows=given.rows | _numbers(band, sides, d))
     diagonals = Diagonals(plan, block.program, block.columns)
 
@@ -229,11 +309,10 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
         dw_ref, refs = (refs[0], refs[1:]) if band.values else (None, refs)
         dq_ref, *refs = refs
         df_refs, refs = (refs[:3], refs[3:]) if band.scores else ((), refs)
-        q_tile, f_tile, d_tile, dw_tile, vector_tile, barriers = refs
+        q_tile, f_tile, d_tile, dw_tile, df_tile, vector_tile, barriers = refs
         b, h, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
         first_query = program * block.program + warpgroup * block.rows
-        low, tiles = plan.keys_of(program * block.program, block.program, block.columns)
         kv_head = h // plan.group
 
         def compute(run):
@@ -245,17 +324,17 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
                 fetched.append((dw_ref.at[b, here, h], dw_tile.at[warpgroup]))
             fetch(fetched, barriers.at[warpgroup])
             empty = mosaic.zeros((block.rows,), mosaic.ROWS)
-            carry = (
-                mosaic.zeros((block.rows, plan.width)),
-                (mosaic.zeros((block.rows, band.width)), empty, empty) if band.scores else (),
-                vectors(row_refs, b, h, here, mosaic.ROWS),
-            )
-            total, sums, _ = run(carry)
+            if band.scores:
+                df_tile.at[warpgroup][...] = mosaic.zeros((block.rows, band.width))
+                plgpu.commit_smem()
+            carry = (mosaic.zeros((block.rows, plan.width)), (empty, empty) if band.scores else ())
+            total, sums = run(carry, vectors(row_refs, b, h, here, mosaic.ROWS))
             q_tile.at[warpgroup][...] = (total * plan.slope).astype(q.dtype)
             if band.scores:
-                f_tile.at[warpgroup][...] = (sums[0] * plan.slope).astype(q.dtype)
-                vector_tile.at[0, warpgroup][...] = sums[1] * plan.slope
-                vector_tile.at[1, warpgroup][...] = sums[2] * plan.slope
+                df = mosaic.load(df_tile.at[warpgroup], plgpu.Layout.WGMMA)
+                f_tile.at[warpgroup][...] = (df * plan.slope).astype(q.dtype)
+                vector_tile.at[0, warpgroup][...] = sums[0] * plan.slope
+                vector_tile.at[1, warpgroup][...] = sums[1] * plan.slope
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(q_tile.at[warpgroup], dq_ref.at[b, here, h])
             if band.scores:
@@ -264,37 +343,63 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
                 plgpu.copy_smem_to_gmem(vector_tile.at[1, warpgroup], df_refs[2].at[b, h, here])
             plgpu.wait_smem_to_gmem(0)
 
-        def step(indices, k_tile, v_tile, g_tile, column_tiles, carry):
-            total, sums, row_vectors = carry
-            tile = Tile((block.rows, block.columns), first_query, (low + indices[0]) * block.columns)
-            s = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
+        def near(tile, here, tiles, g_tile, row_vectors, carry):
+            k_tile, v_tile, column_tiles = tiles
+            total, sums = carry
+            column_vectors = Loaded.part(column_tiles, here, mosaic.COLUMNS)
+            s = mosaic.product(q_tile.at[warpgroup], k_tile.at[here], tile.shape)
             if band.scores:
-                products = functools.partial(mosaic.product, f_tile.at[warpgroup], g_tile, tile.shape)
+                products = mosaic.product(f_tile.at[warpgroup], g_tile.at[here], tile.shape)
                 s = s + band.relative(tile, products, row_vectors["c above"], row_vectors["c below"])
-            p = probabilities(plan, tile, s, row_vectors, Loaded(column_tiles, mosaic.COLUMNS), None)
-            dp = mosaic.product(d_tile.at[warpgroup], v_tile, tile.shape)
+            p = probabilities(plan, tile, s, row_vectors, column_vectors, None)
+            dp = mosaic.product(d_tile.at[warpgroup], v_tile.at[here], tile.shape)
             if band.values:
-                products = functools.partial(mosaic.product, dw_tile.at[warpgroup], g_tile, tile.shape)
+                products = mosaic.product(dw_tile.at[warpgroup], g_tile.at[here], tile.shape)
                 dp = dp + band.relative(tile, products, row_vectors["dP above"], row_vectors["dP below"])
             ds = score_gradients(plan, tile, p, dp, row_vectors)
-            total = mosaic.add_product(total, ds.astype(q.dtype), k_tile, interpret=plan.interpret)
+            total = mosaic.add_product(total, ds.astype(q.dtype), k_tile.at[here], interpret=plan.interpret)
             if band.scores:
-                sums = band.sums(tile, ds, g_tile, sums, q.dtype)
-            return total, sums, row_vectors
+                df = mosaic.load(df_tile.at[warpgroup], plgpu.Layout.WGMMA)
+                df, *sums = band.near_sums(tile, ds, g_tile.at[here], (df, *sums), q.dtype)
+                df_tile.at[warpgroup][...] = df
+                plgpu.commit_smem()
+            return total, tuple(sums)
 
-        def at(t):
-            return b, low + t, kv_head
+        def far(tile, here, ahead, tiles, row_vectors, carry):
+            k_tile, v_tile, column_tiles = tiles
+            total, sums = carry
+            column_vectors = Loaded.part(column_tiles, here, mosaic.COLUMNS)
+            s = mosaic.product(q_tile.at[warpgroup], k_tile.at[here], tile.shape)
+            lse = row_vectors["lse"]
+            if band.scores:
+                lse = lse - _end(row_vectors, "c", ahead) * plan.scale
+            p = probabilities(plan, tile, s, row_vectors | {"lse": lse}, column_vectors, None)
+            dp = mosaic.product(d_tile.at[warpgroup], v_tile.at[here], tile.shape)
+            delta = row_vectors["delta"]
+            if band.values and plan.rate == 0:
+                delta = delta - _end(row_vectors, "dP", ahead)
+            elif band.values:
+                dp = dp + tile.of_queries(_end(row_vectors, "dP", ahead))
+            ds = score_gradients(plan, tile, p, dp, row_vectors | {"delta": delta})
+            total = mosaic.add_product(total, ds.astype(q.dtype), k_tile.at[here], interpret=plan.interpret)
+            return total, _added(sums, jnp.sum(ds, axis=1), ahead) if band.scores else ()
 
-        over_tiles(
-            step,
+        def tile_at(t):
+            return Tile((block.rows, block.columns), first_query, t * block.columns)
+
+        def at(_, t):
+            return b, t, kv_head
+
+        over_phases(
+            band.phases(band.keys_of(program * block.program, block), tile_at, near, far),
+            1,
             compute,
-            (tiles,),
             [
                 (k_ref, tile_spec(block.columns, plan.width, at)),
                 (v_ref, tile_spec(block.columns, plan.value_width, at)),
-                (g_ref, _shared_spec(block.columns, band.width, lambda t: low + t)),
-                vector_specs(column_refs, block.columns, lambda t: (b, low + t, h)),
+                vector_specs(column_refs, block.columns, lambda _, t: (b, t, h)),
             ],
+            (g_ref, plgpu.BlockSpec((block.columns, band.width), lambda _, t: (t, 0))),
             block.warpgroups,
         )
 
@@ -311,6 +416,7 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
             plgpu.SMEM((per, block.rows, band.width), q.dtype),
             plgpu.SMEM((per, block.rows, plan.value_width), q.dtype),
             plgpu.SMEM((per, block.rows, band.width), q.dtype),
+            plgpu.SMEM((per, block.rows, band.width), jnp.float32),  # few tiles add to it, none need wait with it
             plgpu.SMEM((2, per, block.rows), jnp.float32),
             plgpu.Barrier(num_arrivals=2 + band.scores + band.values, num_barriers=per),
         ],
@@ -323,19 +429,20 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
 
 def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> tuple[jax.Array, jax.Array]:
     """The gradients of k and v, each summed over the query heads that read it."""
-    plan, block = band.plan, band.backward
+    plan, block = band.plan, band.dkv
     extended = given._replace(rows=given.rows | _numbers(band, sides, d))
+    ends = _ends(band, extended.rows)
     diagonals = Diagonals(plan, block.program, block.columns, transposed=True)
 
     def body(q_ref, k_ref, v_ref, g_ref, d_ref, *refs):
         row_refs, column_refs, _, refs = split_operands(extended, refs)
+        end_refs, refs = dict(zip(ends, refs, strict=False)), refs[len(ends) :]
         f_refs, refs = (refs[:1], refs[1:]) if band.scores else ((), refs)
         dw_refs, refs = (refs[:1], refs[1:]) if band.values else ((), refs)
         dk_ref, dv_ref, k_tile, v_tile, g_tile, barriers = refs
         b, kv_head, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
         first_key = program * block.program + warpgroup * block.rows
-        low, tiles = plan.queries_of(program * block.program, block.program, block.columns)
 
         def compute(run):
             here = pl.ds(first_key, block.rows)
@@ -345,12 +452,8 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
                 (g_ref.at[here], g_tile.at[warpgroup]),
             ]
             fetch(fetched, barriers.at[warpgroup])
-            carry = (
-                mosaic.zeros((block.rows, plan.width)),
-                mosaic.zeros((block.rows, plan.value_width)),
-                vectors(column_refs, b, kv_head, here, mosaic.ROWS),
-            )
-            dk, dv, _ = run(carry)
+            carry = mosaic.zeros((block.rows, plan.width)), mosaic.zeros((block.rows, plan.value_width))
+            dk, dv = run(carry, vectors(column_refs, b, kv_head, here, mosaic.ROWS))
             k_tile.at[warpgroup][...] = (dk * plan.slope).astype(k.dtype)
             v_tile.at[warpgroup][...] = dv.astype(v.dtype)
             plgpu.commit_smem()
@@ -358,40 +461,57 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
             plgpu.copy_smem_to_gmem(v_tile.at[warpgroup], dv_ref.at[b, here, kv_head])
             plgpu.wait_smem_to_gmem(0)
 
-        def step(indices, q_tile, d_tile, f_tiles, dw_tiles, row_tiles, carry):
-            dk, dv, column_vectors = carry
-            first_query = (low + indices[1]) * block.columns
-            tile = Tile((block.rows, block.columns), first_query, first_key, transposed=True)
-            row_vectors = Loaded(row_tiles, mosaic.COLUMNS)
-            s = mosaic.product(k_tile.at[warpgroup], q_tile, tile.shape)
+        def near(tile, here, tiles, more, column_vectors, carry):
+            q_tile, d_tile, row_tiles, _ = tiles
+            f_tiles, dw_tiles = more
+            dk, dv = carry
+            row_vectors = Loaded.part(row_tiles, here, mosaic.COLUMNS)
+            s = mosaic.product(k_tile.at[warpgroup], q_tile.at[here], tile.shape)
             if band.scores:
-                products = functools.partial(mosaic.product, g_tile.at[warpgroup], f_tiles[0], tile.shape)
+                products = mosaic.product(g_tile.at[warpgroup], f_tiles[0].at[here], tile.shape)
                 s = s + band.relative(tile, products, row_vectors["c above"], row_vectors["c below"])
             p = probabilities(plan, tile, s, row_vectors, column_vectors, None)
             kept = dropped(plan, tile, p, row_vectors).astype(q.dtype)
-            dv = mosaic.add_product(dv, kept, d_tile, interpret=plan.interpret)
-            dp = mosaic.product(v_tile.at[warpgroup], d_tile, tile.shape)
+            dv = mosaic.add_product(dv, kept, d_tile.at[here], interpret=plan.interpret)
+            dp = mosaic.product(v_tile.at[warpgroup], d_tile.at[here], tile.shape)
             if band.values:
-                products = functools.partial(mosaic.product, g_tile.at[warpgroup], dw_tiles[0], tile.shape)
+                products = mosaic.product(g_tile.at[warpgroup], dw_tiles[0].at[here], tile.shape)
                 dp = dp + band.relative(tile, products, row_vectors["dP above"], row_vectors["dP below"])
             ds = score_gradients(plan, tile, p, dp, row_vectors)
-            dk = mosaic.add_product(dk, ds.astype(q.dtype), q_tile, interpret=plan.interpret)
-            return dk, dv, column_vectors
+            return mosaic.add_product(dk, ds.astype(q.dtype), q_tile.at[here], interpret=plan.interpret), dv
+
+        def far(tile, here, ahead, tiles, column_vectors, carry):
+            q_tile, d_tile, row_tiles, end_tiles = tiles
+            dk, dv = carry
+            ends = Loaded({name: ref.at[ahead, here] for name, ref in end_tiles.items()}, mosaic.COLUMNS)
+            row_vectors = ChainMap(ends, Loaded.part(row_tiles, here, mosaic.COLUMNS))
+            s = mosaic.product(k_tile.at[warpgroup], q_tile.at[here], tile.shape)
+            p = probabilities(plan, tile, s, row_vectors, column_vectors, None)
+            kept = dropped(plan, tile, p, row_vectors).astype(q.dtype)
+            dv = mosaic.add_product(dv, kept, d_tile.at[here], interpret=plan.interpret)
+            dp = mosaic.product(v_tile.at[warpgroup], d_tile.at[here], tile.shape)
+            if "dP" in ends:
+                dp = dp + tile.of_queries(ends["dP"])
+            ds = score_gradients(plan, tile, p, dp, row_vectors)
+            return mosaic.add_product(dk, ds.astype(q.dtype), q_tile.at[here], interpret=plan.interpret), dv
+
+        def tile_at(t):
+            return Tile((block.rows, block.columns), t * block.columns, first_key, transposed=True)
 
         def at(g, t):
-            return b, low + t, kv_head * plan.group + g
+            return b, t, kv_head * plan.group + g
 
-        over_tiles(
-            step,
+        over_phases(
+            band.phases(band.queries_of(program * block.program, block), tile_at, near, far),
+            plan.group,
             compute,
-            (plan.group, tiles),
             [
                 (q_ref, tile_spec(block.columns, plan.width, at)),
                 (d_ref, tile_spec(block.columns, plan.value_width, at)),
-                [(ref, tile_spec(block.columns, band.width, at)) for ref in f_refs],
-                [(ref, tile_spec(block.columns, band.width, at)) for ref in dw_refs],
                 vector_specs(row_refs, block.columns, at),
+                _end_specs(end_refs, block.columns, at),
             ],
+            [[(ref, tile_spec(block.columns, band.width, at)) for ref in refs] for refs in (f_refs, dw_refs)],
             block.warpgroups,
         )
 
@@ -408,7 +528,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
         grid={"head": plan.kv_heads, "tile": plan.keys // block.program, "batch": plan.batch},
         warpgroups=per,
         interpret=plan.interpret,
-    )(q, k, v, sides.g, d.out, *operands_of(extended, diagonals), *_tiles_of_queries(band, sides, d))
+    )(q, k, v, sides.g, d.out, *operands_of(extended, diagonals), *ends.values(), *_tiles_of_queries(band, sides, d))
 
 
 def _numbers(band: Band, sides: Sides, d: Sums) -> dict[str, jax.Array]:
@@ -417,10 +537,31 @@ def _numbers(band: Band, sides: Sides, d: Sums) -> dict[str, jax.Array]:
     return of_scores | ({"dP above": d.above, "dP below": d.below} if band.values else {})
 
 
+def _ends(band: Band, rows: Mapping) -> dict[str, jax.Array]:
+    """What stands for lse and delta outside the band, or is added to dP there: `[B, N, 2, T]`, r ≤ −K and r ≥ K."""
+
+    def both(name):
+        return jnp.stack([rows[f"{name} below"], rows[f"{name} above"]], axis=2)
+
+    ends = {}
+    if band.scores:
+        ends["lse"] = rows["lse"][:, :, None] - both("c") * band.plan.scale
+    if band.values and band.plan.rate > 0:  # delta is not dropped
+        ends["dP"] = both("dP")
+    elif band.values:
+        ends["delta"] = rows["delta"][:, :, None] - both("dP")
+    return ends
+
+
 def _tiles_of_queries(band: Band, sides: Sides, d: Sums) -> list[jax.Array]:
     return ([sides.f] if band.scores else []) + ([d.w] if band.values else [])
 
 
-def _shared_spec(length: int, width: int, at) -> plgpu.BlockSpec:
-    """Tiles `[length, width]` of `[S, width]`; at(step) = tile."""
-    return plgpu.BlockSpec((length, width), lambda *step: (at(*step), 0))
+def _end_specs(refs: dict, length: int, at) -> dict:
+    """Tiles `[2, length]` of `[B, heads, 2, length]`."""
+
+    def where(*step):
+        b, tile, head = at(*step)
+        return b, head, 0, tile
+
+    return {name: (ref, plgpu.BlockSpec((None, None, 2, length), where)) for name, ref in refs.items()}
