@@ -25,7 +25,7 @@ _COMPUTING_REGISTERS = {1: 256, 2: 232}  # of a thread, by warpgroups: what 512 
 
 @dataclass(frozen=True)
 class Phase:
-    """`count` steps, the i-th at t = tile(i). `step(t, tiles, more, constants, carry)` gives the carry; `more` is None without `whole`."""
+    """`count` steps, the i-th at t = tile(i). `step(t, tiles, more, carry)` gives the carry; `more` is None without `whole`."""
 
     step: Callable[..., Any]
     tile: Callable[[Any], Any]
@@ -34,7 +34,7 @@ class Phase:
 
 
 def over_phases(phases: list[Phase], rounds: int, compute, operands, more, warpgroups: int) -> None:
-    """Runs the phases in turn, and that `rounds` times, within `compute`, which is given run(carry, constants) → carry.
+    """Runs the phases in turn, and that `rounds` times, within `compute`, which is given run(carry) → carry.
 
     operands, more: (ref, spec), or dicts and lists of them, whose index maps are given (round, t). Steps are given their tiles in the
     same form; those of `more` are loaded in whole phases alone.
@@ -71,7 +71,7 @@ def over_phases(phases: list[Phase], rounds: int, compute, operands, more, warpg
             def _(step):  # no barrier is left behind that somebody still arrives at
                 plgpu.barrier_wait(consumed.at[lax.rem(step, STAGES)])
 
-        def run(carry, constants):
+        def run(carry):
             def visit(phase, _, i, state):
                 step, carry = state
                 slot = lax.rem(step, STAGES)
@@ -81,7 +81,7 @@ def over_phases(phases: list[Phase], rounds: int, compute, operands, more, warpg
                 if phase.whole:
                     plgpu.barrier_wait(more_loaded.at[slot])
                     more = of_more.unflatten([tile.at[slot] for tile in sometimes_tiles])
-                carry = phase.step(phase.tile(i), tiles, more, constants, carry)
+                carry = phase.step(phase.tile(i), tiles, more, carry)
                 plgpu.barrier_arrive(consumed.at[slot])
                 return step + 1, carry
 

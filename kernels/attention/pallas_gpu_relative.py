@@ -33,7 +33,6 @@ from kernels.attention.pallas_gpu_passes import (
     split_operands,
     tile_spec,
     vector_specs,
-    vectors,
 )
 from kernels.attention.pallas_gpu_phases import Phase, over_phases
 from kernels.attention.separable import Sides, Sums
@@ -77,23 +76,23 @@ class Band:
     def phases(self, stretch: Stretch, tile_at: Callable[[Any], Tile], near: Callable, far: Callable) -> list[Phase]:
         """First the tiles of a program on both sides of the band, then those within it.
 
-        `far(tile, here, ahead, tiles, constants, carry)`: which of the columns in shared memory are the tile's own, and 1 where r ≥ K,
-        0 where r ≤ −K. `near(tile, here, tiles, more, constants, carry)`: 64 columns, some with |r| < K; two products more fit the
+        `far(tile, here, ahead, tiles, carry)`: which of the columns in shared memory are the tile's own, and 1 where r ≥ K,
+        0 where r ≤ −K. `near(tile, here, tiles, more, carry)`: 64 columns, some with |r| < K; two products more fit the
         registers with 64 columns alone.
         """
 
-        def beyond(t, tiles, more, constants, carry):
+        def beyond(t, tiles, more, carry):
             tile = tile_at(t)
-            return far(tile, pl.ds(0, tile.shape[1]), self._ahead(tile), tiles, constants, carry)
+            return far(tile, pl.ds(0, tile.shape[1]), self._ahead(tile), tiles, carry)
 
-        def within(t, tiles, more, constants, carry):
+        def within(t, tiles, more, carry):
             def part(number, carry):
                 tile, here = tile_at(t).part(number * 64, 64), pl.ds(number * 64, 64)
                 least, most = self._reach(tile)
                 return lax.cond(
                     (most > -self.limit) & (least < self.limit),
-                    lambda carry: near(tile, here, tiles, more, constants, carry),
-                    lambda carry: far(tile, here, self._ahead(tile), tiles, constants, carry),
+                    lambda carry: near(tile, here, tiles, more, carry),
+                    lambda carry: far(tile, here, self._ahead(tile), tiles, carry),
                     carry,
                 )
 
@@ -179,22 +178,24 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
         f_ref, refs = (refs[0], refs[1:]) if band.scores else (None, refs)
         out_ref, lse_ref, *refs = refs
         w_refs, refs = (refs[:3], refs[3:]) if band.values else ((), refs)
-        q_tile, f_tile, vector_tile, barriers = refs
+        q_tile, f_tile, vector_tile, barriers, *row_tiles = refs
         b, h, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
         first_query = program * block.program + warpgroup * block.rows
         kv_head = h // plan.group
+        row_tiles = {name: tile.at[warpgroup] for name, tile in zip(row_refs, row_tiles, strict=True)}
+        row_vectors = Loaded(row_tiles, mosaic.ROWS)
 
         def compute(run):
             here = pl.ds(first_query, block.rows)
-            fetched = [(q_ref.at[b, here, h], q_tile.at[warpgroup])]
+            fetched = [(q_ref.at[b, here, h], q_tile.at[warpgroup]), *_own(row_refs, row_tiles, b, h, here)]
             if band.scores:
                 fetched.append((f_ref.at[b, here, h], f_tile.at[warpgroup]))
             fetch(fetched, barriers.at[warpgroup])
             empty, nothing_seen = (mosaic.zeros((block.rows,), mosaic.ROWS, value) for value in (0.0, FLOOR))
             sums = (nothing_seen, (mosaic.zeros((block.rows, band.width)), empty, empty)) if band.values else ()
             carry = (mosaic.zeros((block.rows, plan.value_width)), nothing_seen, empty, sums)
-            total, top, mass, sums = run(carry, vectors(row_refs, b, h, here, mosaic.ROWS))
+            total, top, mass, sums = run(carry)
             mass = lax.max(mass, mosaic.zeros((block.rows,), mosaic.ROWS, 1e-30))
             q_tile.at[warpgroup][...] = (total / mosaic.spread(mass, total.shape, 0)).astype(q.dtype)
             vector_tile.at[0, warpgroup][...] = top + jnp.log2(mass)
@@ -212,7 +213,7 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
                 plgpu.copy_smem_to_gmem(vector_tile.at[2, warpgroup], w_refs[2].at[b, h, here])
             plgpu.wait_smem_to_gmem(0)
 
-        def seen_by(tile, s, end, v_part, column_vectors, row_vectors, carry):
+        def seen_by(tile, s, end, v_part, column_vectors, carry):
             """(the next total, top and mass, what earlier sums shrink by, the probabilities after dropout), from products."""
             total, top, mass, _ = carry
             s, factor = scores(plan, tile, s, row_vectors, column_vectors, None)
@@ -225,14 +226,14 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
             total = mosaic.add_product(total, p.astype(q.dtype), v_part, interpret=plan.interpret)
             return (total, higher, mass + of_tile), shrink, p, of_tile
 
-        def near(tile, here, tiles, g_tile, row_vectors, carry):
+        def near(tile, here, tiles, g_tile, carry):
             k_tile, v_tile, column_tiles = tiles
             column_vectors = Loaded.part(column_tiles, here, mosaic.COLUMNS)
             s = mosaic.product(q_tile.at[warpgroup], k_tile.at[here], tile.shape)
             if band.scores:
                 products = mosaic.product(f_tile.at[warpgroup], g_tile.at[here], tile.shape)
                 s = s + band.relative(tile, products, row_vectors["c above"], row_vectors["c below"])
-            after, shrink, p, _ = seen_by(tile, s, 0.0, v_tile.at[here], column_vectors, row_vectors, carry)
+            after, shrink, p, _ = seen_by(tile, s, 0.0, v_tile.at[here], column_vectors, carry)
             sums = carry[3]
             if band.values:
                 seen, (w, above, below) = sums
@@ -241,12 +242,12 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
                 sums = after[1], band.near_sums(tile, p, g_tile.at[here], before, q.dtype)
             return *after, sums
 
-        def far(tile, here, ahead, tiles, row_vectors, carry):
+        def far(tile, here, ahead, tiles, carry):
             k_tile, v_tile, column_tiles = tiles
             column_vectors = Loaded.part(column_tiles, here, mosaic.COLUMNS)
             s = mosaic.product(q_tile.at[warpgroup], k_tile.at[here], tile.shape)
             end = _end(row_vectors, "c", ahead) * plan.scale if band.scores else 0.0
-            after, shrink, p, of_tile = seen_by(tile, s, end, v_tile.at[here], column_vectors, row_vectors, carry)
+            after, shrink, p, of_tile = seen_by(tile, s, end, v_tile.at[here], column_vectors, carry)
             sums = carry[3]
             if band.values:
                 seen, (w, above, below) = sums
@@ -288,7 +289,8 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
             plgpu.SMEM((per, block.rows, plan.width), q.dtype),
             plgpu.SMEM((per, block.rows, band.width), q.dtype),
             plgpu.SMEM((3, per, block.rows), jnp.float32),
-            plgpu.Barrier(num_arrivals=1 + band.scores, num_barriers=per),
+            plgpu.Barrier(num_arrivals=1 + band.scores + len(extended.rows), num_barriers=per),
+            *(plgpu.SMEM((per, block.rows), x.dtype) for x in extended.rows.values()),
         ],
         grid={"head": plan.heads, "tile": plan.queries // block.program, "batch": plan.batch},
         warpgroups=per,
@@ -309,15 +311,18 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
         dw_ref, refs = (refs[0], refs[1:]) if band.values else (None, refs)
         dq_ref, *refs = refs
         df_refs, refs = (refs[:3], refs[3:]) if band.scores else ((), refs)
-        q_tile, f_tile, d_tile, dw_tile, df_tile, vector_tile, barriers = refs
+        q_tile, f_tile, d_tile, dw_tile, df_tile, vector_tile, barriers, *row_tiles = refs
         b, h, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
         first_query = program * block.program + warpgroup * block.rows
         kv_head = h // plan.group
+        row_tiles = {name: tile.at[warpgroup] for name, tile in zip(row_refs, row_tiles, strict=True)}
+        row_vectors = Loaded(row_tiles, mosaic.ROWS)
 
         def compute(run):
             here = pl.ds(first_query, block.rows)
             fetched = [(q_ref.at[b, here, h], q_tile.at[warpgroup]), (d_ref.at[b, here, h], d_tile.at[warpgroup])]
+            fetched += _own(row_refs, row_tiles, b, h, here)
             if band.scores:
                 fetched.append((f_ref.at[b, here, h], f_tile.at[warpgroup]))
             if band.values:
@@ -328,7 +333,7 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
                 df_tile.at[warpgroup][...] = mosaic.zeros((block.rows, band.width))
                 plgpu.commit_smem()
             carry = (mosaic.zeros((block.rows, plan.width)), (empty, empty) if band.scores else ())
-            total, sums = run(carry, vectors(row_refs, b, h, here, mosaic.ROWS))
+            total, sums = run(carry)
             q_tile.at[warpgroup][...] = (total * plan.slope).astype(q.dtype)
             if band.scores:
                 df = mosaic.load(df_tile.at[warpgroup], plgpu.Layout.WGMMA)
@@ -343,7 +348,7 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
                 plgpu.copy_smem_to_gmem(vector_tile.at[1, warpgroup], df_refs[2].at[b, h, here])
             plgpu.wait_smem_to_gmem(0)
 
-        def near(tile, here, tiles, g_tile, row_vectors, carry):
+        def near(tile, here, tiles, g_tile, carry):
             k_tile, v_tile, column_tiles = tiles
             total, sums = carry
             column_vectors = Loaded.part(column_tiles, here, mosaic.COLUMNS)
@@ -365,7 +370,7 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
                 plgpu.commit_smem()
             return total, tuple(sums)
 
-        def far(tile, here, ahead, tiles, row_vectors, carry):
+        def far(tile, here, ahead, tiles, carry):
             k_tile, v_tile, column_tiles = tiles
             total, sums = carry
             column_vectors = Loaded.part(column_tiles, here, mosaic.COLUMNS)
@@ -373,14 +378,14 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
             lse = row_vectors["lse"]
             if band.scores:
                 lse = lse - _end(row_vectors, "c", ahead) * plan.scale
-            p = probabilities(plan, tile, s, row_vectors | {"lse": lse}, column_vectors, None)
+            p = probabilities(plan, tile, s, ChainMap({"lse": lse}, row_vectors), column_vectors, None)
             dp = mosaic.product(d_tile.at[warpgroup], v_tile.at[here], tile.shape)
             delta = row_vectors["delta"]
             if band.values and plan.rate == 0:
                 delta = delta - _end(row_vectors, "dP", ahead)
             elif band.values:
                 dp = dp + tile.of_queries(_end(row_vectors, "dP", ahead))
-            ds = score_gradients(plan, tile, p, dp, row_vectors | {"delta": delta})
+            ds = score_gradients(plan, tile, p, dp, ChainMap({"delta": delta}, row_vectors))
             total = mosaic.add_product(total, ds.astype(q.dtype), k_tile.at[here], interpret=plan.interpret)
             return total, _added(sums, jnp.sum(ds, axis=1), ahead) if band.scores else ()
 
@@ -418,7 +423,8 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
             plgpu.SMEM((per, block.rows, band.width), q.dtype),
             plgpu.SMEM((per, block.rows, band.width), jnp.float32),  # few tiles add to it, none need wait with it
             plgpu.SMEM((2, per, block.rows), jnp.float32),
-            plgpu.Barrier(num_arrivals=2 + band.scores + band.values, num_barriers=per),
+            plgpu.Barrier(num_arrivals=2 + band.scores + band.values + len(extended.rows), num_barriers=per),
+            *(plgpu.SMEM((per, block.rows), x.dtype) for x in extended.rows.values()),
         ],
         grid={"head": plan.heads, "tile": plan.queries // block.program, "batch": plan.batch},
         warpgroups=per,
@@ -439,10 +445,12 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
         end_refs, refs = dict(zip(ends, refs, strict=False)), refs[len(ends) :]
         f_refs, refs = (refs[:1], refs[1:]) if band.scores else ((), refs)
         dw_refs, refs = (refs[:1], refs[1:]) if band.values else ((), refs)
-        dk_ref, dv_ref, k_tile, v_tile, g_tile, barriers = refs
+        dk_ref, dv_ref, k_tile, v_tile, g_tile, barriers, *column_tiles = refs
         b, kv_head, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
         first_key = program * block.program + warpgroup * block.rows
+        column_tiles = {name: tile.at[warpgroup] for name, tile in zip(column_refs, column_tiles, strict=True)}
+        column_vectors = Loaded(column_tiles, mosaic.ROWS)
 
         def compute(run):
             here = pl.ds(first_key, block.rows)
@@ -450,10 +458,11 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
                 (k_ref.at[b, here, kv_head], k_tile.at[warpgroup]),
                 (v_ref.at[b, here, kv_head], v_tile.at[warpgroup]),
                 (g_ref.at[here], g_tile.at[warpgroup]),
+                *_own(column_refs, column_tiles, b, kv_head, here),
             ]
             fetch(fetched, barriers.at[warpgroup])
             carry = mosaic.zeros((block.rows, plan.width)), mosaic.zeros((block.rows, plan.value_width))
-            dk, dv = run(carry, vectors(column_refs, b, kv_head, here, mosaic.ROWS))
+            dk, dv = run(carry)
             k_tile.at[warpgroup][...] = (dk * plan.slope).astype(k.dtype)
             v_tile.at[warpgroup][...] = dv.astype(v.dtype)
             plgpu.commit_smem()
@@ -461,7 +470,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
             plgpu.copy_smem_to_gmem(v_tile.at[warpgroup], dv_ref.at[b, here, kv_head])
             plgpu.wait_smem_to_gmem(0)
 
-        def near(tile, here, tiles, more, column_vectors, carry):
+        def near(tile, here, tiles, more, carry):
             q_tile, d_tile, row_tiles, _ = tiles
             f_tiles, dw_tiles = more
             dk, dv = carry
@@ -480,7 +489,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
             ds = score_gradients(plan, tile, p, dp, row_vectors)
             return mosaic.add_product(dk, ds.astype(q.dtype), q_tile.at[here], interpret=plan.interpret), dv
 
-        def far(tile, here, ahead, tiles, column_vectors, carry):
+        def far(tile, here, ahead, tiles, carry):
             q_tile, d_tile, row_tiles, end_tiles = tiles
             dk, dv = carry
             ends = Loaded({name: ref.at[ahead, here] for name, ref in end_tiles.items()}, mosaic.COLUMNS)
@@ -523,12 +532,18 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
             plgpu.SMEM((per, block.rows, plan.width), q.dtype),
             plgpu.SMEM((per, block.rows, plan.value_width), q.dtype),
             plgpu.SMEM((per, block.rows, band.width), q.dtype),
-            plgpu.Barrier(num_arrivals=3, num_barriers=per),
+            plgpu.Barrier(num_arrivals=3 + len(given.columns), num_barriers=per),
+            *(plgpu.SMEM((per, block.rows), x.dtype) for x in given.columns.values()),
         ],
         grid={"head": plan.kv_heads, "tile": plan.keys // block.program, "batch": plan.batch},
         warpgroups=per,
         interpret=plan.interpret,
     )(q, k, v, sides.g, d.out, *operands_of(extended, diagonals), *ends.values(), *_tiles_of_queries(band, sides, d))
+
+
+def _own(refs: dict, tiles: dict, b: Any, h: Any, here: Any) -> list[tuple[Any, Any]]:
+    """What brings a program's own vectors to shared memory: in registers they would spill."""
+    return [(ref.at[b, here] if len(ref.shape) == 2 else ref.at[b, h, here], tiles[name]) for name, ref in refs.items()]
 
 
 def _numbers(band: Band, sides: Sides, d: Sums) -> dict[str, jax.Array]:
