@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -111,25 +112,28 @@ class Band:
         first = tile.first_key - tile.first_query - self.plan.offset
         return first - queries + 1, first + keys - 1
 
-    def relative(self, tile: Tile, products: jax.Array, above: jax.Array, below: jax.Array) -> jax.Array:
-        """ρ of a tile near the band, from the products of f and g."""
-        r = tile.key_index() - tile.query_index() - self.plan.offset
-        rho = jnp.where(r >= self.limit, tile.of_queries(above), products)
-        return jnp.where(r <= -self.limit, tile.of_queries(below), rho)
+    def relative(self, tile: Tile, products: jax.Array, end: Callable[[Any], jax.Array]) -> jax.Array:
+        """ρ of a tile near the band, from the products of f and g and the number of each query on either side."""
+        for outside, ahead in self._beyond(tile):
+            products = jnp.where(outside, tile.of_queries(end(ahead)), products)
+        return products
 
-    def near_sums(self, tile: Tile, x: jax.Array, g: Any, before: tuple, dtype: Any) -> tuple:
-        """(Σ_{|r|<K} x g, Σ_{r≥K} x, Σ_{r≤−K} x) of each query, added to those `before`."""
-        total, above, below = before
-        r = tile.key_index() - tile.query_index() - self.plan.offset
+    def near_sums(self, tile: Tile, x: jax.Array, g: Any, total: jax.Array, sums: tuple, dtype: Any) -> tuple:
+        """Σ_{|r|<K} x g of each query, added to `total`, and (Σ_{r≥K} x, Σ_{r≤−K} x), added to `sums`."""
         nothing = mosaic.zeros(tile.shape)
-        far_above = jnp.where(r >= self.limit, x, nothing)
-        far_below = jnp.where(r <= -self.limit, x, nothing)
-        near = (x - far_above - far_below).astype(dtype)
-        return (
-            mosaic.add_product(total, near, g, interpret=self.plan.interpret),
-            above + jnp.sum(far_above, axis=1),
-            below + jnp.sum(far_below, axis=1),
-        )
+        for outside, ahead in self._beyond(tile):
+            beyond = jnp.where(outside, x, nothing)
+            x, sums = x - beyond, _added(sums, jnp.sum(beyond, axis=1), ahead)
+        return mosaic.add_product(total, x.astype(dtype), g, interpret=self.plan.interpret), sums
+
+    def _beyond(self, tile: Tile) -> list[tuple[jax.Array, Any]]:
+        """Where r ≥ K, with 1, and where r ≤ −K, with 0; a tile that is too small for both has one of them."""
+        key, query, offset = tile.key_index(), tile.query_index(), self.plan.offset
+        if 2 * self.limit > sum(tile.shape) - 2:
+            ahead = (self._reach(tile)[1] >= self.limit).astype(jnp.int32)
+            sign = 2 * ahead - 1
+            return [(key * sign >= query * sign + (offset * sign + self.limit), ahead)]
+        return [(key >= query + (offset + self.limit), 1), (key <= query + (offset - self.limit), 0)]
 
 
 class Stretch(NamedTuple):
@@ -154,7 +158,9 @@ class Stretch(NamedTuple):
 
 
 def _end(rows: Mapping, name: str, ahead: Any) -> jax.Array:
-    """The number of each query that is one where r ≥ K and another where r ≤ −K."""
+    """The number of each query that is one where r ≥ K, `ahead` 1, and another where r ≤ −K, 0."""
+    if isinstance(ahead, int):
+        return rows[f"{name} above" if ahead else f"{name} below"]
     share = ahead.astype(jnp.float32)
     return rows[f"{name} above"] * share + rows[f"{name} below"] * (1 - share)
 
@@ -162,6 +168,8 @@ def _end(rows: Mapping, name: str, ahead: Any) -> jax.Array:
 def _added(sums: tuple, more: jax.Array, ahead: Any) -> tuple:
     """Σ_{r≥K} and Σ_{r≤−K} of each query, and `more` of either."""
     above, below = sums
+    if isinstance(ahead, int):
+        return (above + more, below) if ahead else (above, below + more)
     share = ahead.astype(jnp.float32)
     return above + more * share, below + more * (1 - share)
 
@@ -193,14 +201,14 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
                 fetched.append((f_ref.at[b, here, h], f_tile.at[warpgroup]))
             fetch(fetched, barriers.at[warpgroup])
             empty, nothing_seen = (mosaic.zeros((block.rows,), mosaic.ROWS, value) for value in (0.0, FLOOR))
-            sums = (nothing_seen, (mosaic.zeros((block.rows, band.width)), empty, empty)) if band.values else ()
+            sums = (nothing_seen, mosaic.zeros((block.rows, band.width)), (empty, empty)) if band.values else ()
             carry = (mosaic.zeros((block.rows, plan.value_width)), nothing_seen, empty, sums)
             total, top, mass, sums = run(carry)
             mass = lax.max(mass, mosaic.zeros((block.rows,), mosaic.ROWS, 1e-30))
             q_tile.at[warpgroup][...] = (total / mosaic.spread(mass, total.shape, 0)).astype(q.dtype)
             vector_tile.at[0, warpgroup][...] = top + jnp.log2(mass)
             if band.values:
-                seen, (w, above, below) = sums
+                seen, w, (above, below) = sums
                 f_tile.at[warpgroup][...] = (w * mosaic.spread(jnp.exp2(seen - top) / mass, w.shape, 0)).astype(q.dtype)
                 vector_tile.at[1, warpgroup][...] = above / mass
                 vector_tile.at[2, warpgroup][...] = below / mass
@@ -232,14 +240,15 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
             s = mosaic.product(q_tile.at[warpgroup], k_tile.at[here], tile.shape)
             if band.scores:
                 products = mosaic.product(f_tile.at[warpgroup], g_tile.at[here], tile.shape)
-                s = s + band.relative(tile, products, row_vectors["c above"], row_vectors["c below"])
+                s = s + band.relative(tile, products, functools.partial(_end, row_vectors, "c"))
             after, shrink, p, _ = seen_by(tile, s, 0.0, v_tile.at[here], column_vectors, carry)
             sums = carry[3]
             if band.values:
-                seen, (w, above, below) = sums
+                seen, w, (above, below) = sums
                 # What is kept of W is rescaled here and at the end alone, not wherever the maximum may rise.
-                before = w * mosaic.spread(jnp.exp2(seen - after[1]), w.shape, 0), above * shrink, below * shrink
-                sums = after[1], band.near_sums(tile, p, g_tile.at[here], before, q.dtype)
+                w = w * mosaic.spread(jnp.exp2(seen - after[1]), w.shape, 0)
+                ends = above * shrink, below * shrink
+                sums = after[1], *band.near_sums(tile, p, g_tile.at[here], w, ends, q.dtype)
             return *after, sums
 
         def far(tile, here, ahead, tiles, carry):
@@ -250,9 +259,9 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
             after, shrink, p, of_tile = seen_by(tile, s, end, v_tile.at[here], column_vectors, carry)
             sums = carry[3]
             if band.values:
-                seen, (w, above, below) = sums
+                seen, w, (above, below) = sums
                 kept = of_tile if plan.rate == 0 else jnp.sum(p, axis=1)
-                sums = seen, (w, *_added((above * shrink, below * shrink), kept, ahead))
+                sums = seen, w, _added((above * shrink, below * shrink), kept, ahead)
             return *after, sums
 
         def tile_at(t):
@@ -355,20 +364,20 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
             s = mosaic.product(q_tile.at[warpgroup], k_tile.at[here], tile.shape)
             if band.scores:
                 products = mosaic.product(f_tile.at[warpgroup], g_tile.at[here], tile.shape)
-                s = s + band.relative(tile, products, row_vectors["c above"], row_vectors["c below"])
+                s = s + band.relative(tile, products, functools.partial(_end, row_vectors, "c"))
             p = probabilities(plan, tile, s, row_vectors, column_vectors, None)
             dp = mosaic.product(d_tile.at[warpgroup], v_tile.at[here], tile.shape)
             if band.values:
                 products = mosaic.product(dw_tile.at[warpgroup], g_tile.at[here], tile.shape)
-                dp = dp + band.relative(tile, products, row_vectors["dP above"], row_vectors["dP below"])
+                dp = dp + band.relative(tile, products, functools.partial(_end, row_vectors, "dP"))
             ds = score_gradients(plan, tile, p, dp, row_vectors)
             total = mosaic.add_product(total, ds.astype(q.dtype), k_tile.at[here], interpret=plan.interpret)
             if band.scores:
                 df = mosaic.load(df_tile.at[warpgroup], plgpu.Layout.WGMMA)
-                df, *sums = band.near_sums(tile, ds, g_tile.at[here], (df, *sums), q.dtype)
+                df, sums = band.near_sums(tile, ds, g_tile.at[here], df, sums, q.dtype)
                 df_tile.at[warpgroup][...] = df
                 plgpu.commit_smem()
-            return total, tuple(sums)
+            return total, sums
 
         def far(tile, here, ahead, tiles, carry):
             k_tile, v_tile, column_tiles = tiles
@@ -436,12 +445,11 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
 def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> tuple[jax.Array, jax.Array]:
     """The gradients of k and v, each summed over the query heads that read it."""
     plan, block = band.plan, band.dkv
-    extended = given._replace(rows=given.rows | _numbers(band, sides, d))
-    ends = _ends(band, extended.rows)
+    ends = _ends(band, given.rows, sides, d)
     diagonals = Diagonals(plan, block.program, block.columns, transposed=True)
 
     def body(q_ref, k_ref, v_ref, g_ref, d_ref, *refs):
-        row_refs, column_refs, _, refs = split_operands(extended, refs)
+        row_refs, column_refs, _, refs = split_operands(given, refs)
         end_refs, refs = dict(zip(ends, refs, strict=False)), refs[len(ends) :]
         f_refs, refs = (refs[:1], refs[1:]) if band.scores else ((), refs)
         dw_refs, refs = (refs[:1], refs[1:]) if band.values else ((), refs)
@@ -471,21 +479,25 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
             plgpu.wait_smem_to_gmem(0)
 
         def near(tile, here, tiles, more, carry):
-            q_tile, d_tile, row_tiles, _ = tiles
+            q_tile, d_tile, row_tiles, end_tiles = tiles
             f_tiles, dw_tiles = more
             dk, dv = carry
             row_vectors = Loaded.part(row_tiles, here, mosaic.COLUMNS)
             s = mosaic.product(k_tile.at[warpgroup], q_tile.at[here], tile.shape)
             if band.scores:
                 products = mosaic.product(g_tile.at[warpgroup], f_tiles[0].at[here], tile.shape)
-                s = s + band.relative(tile, products, row_vectors["c above"], row_vectors["c below"])
+                s = s + band.relative(
+                    tile, products, lambda ahead: mosaic.load(end_tiles["c"].at[ahead, here], mosaic.COLUMNS)
+                )
             p = probabilities(plan, tile, s, row_vectors, column_vectors, None)
             kept = dropped(plan, tile, p, row_vectors).astype(q.dtype)
             dv = mosaic.add_product(dv, kept, d_tile.at[here], interpret=plan.interpret)
             dp = mosaic.product(v_tile.at[warpgroup], d_tile.at[here], tile.shape)
             if band.values:
                 products = mosaic.product(g_tile.at[warpgroup], dw_tiles[0].at[here], tile.shape)
-                dp = dp + band.relative(tile, products, row_vectors["dP above"], row_vectors["dP below"])
+                dp = dp + band.relative(
+                    tile, products, lambda ahead: mosaic.load(end_tiles["dP"].at[ahead, here], mosaic.COLUMNS)
+                )
             ds = score_gradients(plan, tile, p, dp, row_vectors)
             return mosaic.add_product(dk, ds.astype(q.dtype), q_tile.at[here], interpret=plan.interpret), dv
 
@@ -499,7 +511,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
             kept = dropped(plan, tile, p, row_vectors).astype(q.dtype)
             dv = mosaic.add_product(dv, kept, d_tile.at[here], interpret=plan.interpret)
             dp = mosaic.product(v_tile.at[warpgroup], d_tile.at[here], tile.shape)
-            if "dP" in ends:
+            if band.values and plan.rate > 0:
                 dp = dp + tile.of_queries(ends["dP"])
             ds = score_gradients(plan, tile, p, dp, row_vectors)
             return mosaic.add_product(dk, ds.astype(q.dtype), q_tile.at[here], interpret=plan.interpret), dv
@@ -538,7 +550,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
         grid={"head": plan.kv_heads, "tile": plan.keys // block.program, "batch": plan.batch},
         warpgroups=per,
         interpret=plan.interpret,
-    )(q, k, v, sides.g, d.out, *operands_of(extended, diagonals), *ends.values(), *_tiles_of_queries(band, sides, d))
+    )(q, k, v, sides.g, d.out, *operands_of(given, diagonals), *ends.values(), *_tiles_of_queries(band, sides, d))
 
 
 def _own(refs: dict, tiles: dict, b: Any, h: Any, here: Any) -> list[tuple[Any, Any]]:
@@ -552,19 +564,16 @@ def _numbers(band: Band, sides: Sides, d: Sums) -> dict[str, jax.Array]:
     return of_scores | ({"dP above": d.above, "dP below": d.below} if band.values else {})
 
 
-def _ends(band: Band, rows: Mapping) -> dict[str, jax.Array]:
-    """What stands for lse and delta outside the band, or is added to dP there: `[B, N, 2, T]`, r ≤ −K and r ≥ K."""
-
-    def both(name):
-        return jnp.stack([rows[f"{name} below"], rows[f"{name} above"]], axis=2)
-
+def _ends(band: Band, rows: Mapping, sides: Sides, d: Sums) -> dict[str, jax.Array]:
+    """c and dP, `[B, N, 2, T]`, for r ≤ −K and r ≥ K, and what stands there for lse and, without dropout, for delta."""
     ends = {}
     if band.scores:
-        ends["lse"] = rows["lse"][:, :, None] - both("c") * band.plan.scale
-    if band.values and band.plan.rate > 0:  # delta is not dropped
-        ends["dP"] = both("dP")
-    elif band.values:
-        ends["delta"] = rows["delta"][:, :, None] - both("dP")
+        ends["c"] = jnp.stack([sides.below, sides.above], axis=2)
+        ends["lse"] = rows["lse"][:, :, None] - ends["c"] * band.plan.scale
+    if band.values:
+        ends["dP"] = jnp.stack([d.below, d.above], axis=2)
+        if band.plan.rate == 0:
+            ends["delta"] = rows["delta"][:, :, None] - ends["dP"]
     return ends
 
 
