@@ -446,11 +446,12 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
     """The gradients of k and v, each summed over the query heads that read it."""
     plan, block = band.plan, band.dkv
     ends = _ends(band, given.rows, sides, d)
+    place = {name: 2 * i for i, name in enumerate(ends)}
     diagonals = Diagonals(plan, block.program, block.columns, transposed=True)
 
     def body(q_ref, k_ref, v_ref, g_ref, d_ref, *refs):
         row_refs, column_refs, _, refs = split_operands(given, refs)
-        end_refs, refs = dict(zip(ends, refs, strict=False)), refs[len(ends) :]
+        end_ref, *refs = refs
         f_refs, refs = (refs[:1], refs[1:]) if band.scores else ((), refs)
         dw_refs, refs = (refs[:1], refs[1:]) if band.values else ((), refs)
         dk_ref, dv_ref, k_tile, v_tile, g_tile, barriers, *column_tiles = refs
@@ -478,33 +479,32 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
             plgpu.copy_smem_to_gmem(v_tile.at[warpgroup], dv_ref.at[b, here, kv_head])
             plgpu.wait_smem_to_gmem(0)
 
+        def ends_at(tile, here, ahead):
+            return Loaded({name: tile.at[first + ahead, here] for name, first in place.items()}, mosaic.COLUMNS)
+
         def near(tile, here, tiles, more, carry):
-            q_tile, d_tile, row_tiles, end_tiles = tiles
+            q_tile, d_tile, row_tiles, end_tile = tiles
             f_tiles, dw_tiles = more
             dk, dv = carry
             row_vectors = Loaded.part(row_tiles, here, mosaic.COLUMNS)
             s = mosaic.product(k_tile.at[warpgroup], q_tile.at[here], tile.shape)
             if band.scores:
                 products = mosaic.product(g_tile.at[warpgroup], f_tiles[0].at[here], tile.shape)
-                s = s + band.relative(
-                    tile, products, lambda ahead: mosaic.load(end_tiles["c"].at[ahead, here], mosaic.COLUMNS)
-                )
+                s = s + band.relative(tile, products, lambda ahead: ends_at(end_tile, here, ahead)["c"])
             p = probabilities(plan, tile, s, row_vectors, column_vectors, None)
             kept = dropped(plan, tile, p, row_vectors).astype(q.dtype)
             dv = mosaic.add_product(dv, kept, d_tile.at[here], interpret=plan.interpret)
             dp = mosaic.product(v_tile.at[warpgroup], d_tile.at[here], tile.shape)
             if band.values:
                 products = mosaic.product(g_tile.at[warpgroup], dw_tiles[0].at[here], tile.shape)
-                dp = dp + band.relative(
-                    tile, products, lambda ahead: mosaic.load(end_tiles["dP"].at[ahead, here], mosaic.COLUMNS)
-                )
+                dp = dp + band.relative(tile, products, lambda ahead: ends_at(end_tile, here, ahead)["dP"])
             ds = score_gradients(plan, tile, p, dp, row_vectors)
             return mosaic.add_product(dk, ds.astype(q.dtype), q_tile.at[here], interpret=plan.interpret), dv
 
         def far(tile, here, ahead, tiles, carry):
-            q_tile, d_tile, row_tiles, end_tiles = tiles
+            q_tile, d_tile, row_tiles, end_tile = tiles
             dk, dv = carry
-            ends = Loaded({name: ref.at[ahead, here] for name, ref in end_tiles.items()}, mosaic.COLUMNS)
+            ends = ends_at(end_tile, here, ahead)
             row_vectors = ChainMap(ends, Loaded.part(row_tiles, here, mosaic.COLUMNS))
             s = mosaic.product(k_tile.at[warpgroup], q_tile.at[here], tile.shape)
             p = probabilities(plan, tile, s, row_vectors, column_vectors, None)
@@ -530,7 +530,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
                 (q_ref, tile_spec(block.columns, plan.width, at)),
                 (d_ref, tile_spec(block.columns, plan.value_width, at)),
                 vector_specs(row_refs, block.columns, at),
-                _end_specs(end_refs, block.columns, at),
+                (end_ref, _end_spec(2 * len(ends), block.columns, at)),
             ],
             [[(ref, tile_spec(block.columns, band.width, at)) for ref in refs] for refs in (f_refs, dw_refs)],
             block.warpgroups,
@@ -550,7 +550,16 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
         grid={"head": plan.kv_heads, "tile": plan.keys // block.program, "batch": plan.batch},
         warpgroups=per,
         interpret=plan.interpret,
-    )(q, k, v, sides.g, d.out, *operands_of(given, diagonals), *ends.values(), *_tiles_of_queries(band, sides, d))
+    )(
+        q,
+        k,
+        v,
+        sides.g,
+        d.out,
+        *operands_of(given, diagonals),
+        jnp.stack([x for pair in ends.values() for x in pair], axis=2),
+        *_tiles_of_queries(band, sides, d),
+    )
 
 
 def _own(refs: dict, tiles: dict, b: Any, h: Any, here: Any) -> list[tuple[Any, Any]]:
@@ -564,16 +573,16 @@ def _numbers(band: Band, sides: Sides, d: Sums) -> dict[str, jax.Array]:
     return of_scores | ({"dP above": d.above, "dP below": d.below} if band.values else {})
 
 
-def _ends(band: Band, rows: Mapping, sides: Sides, d: Sums) -> dict[str, jax.Array]:
-    """c and dP, `[B, N, 2, T]`, for r ≤ −K and r ≥ K, and what stands there for lse and, without dropout, for delta."""
+def _ends(band: Band, rows: Mapping, sides: Sides, d: Sums) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """c and dP for r ≤ −K and r ≥ K, and what stands there for lse and, without dropout, for delta, `[B, N, T]`."""
     ends = {}
     if band.scores:
-        ends["c"] = jnp.stack([sides.below, sides.above], axis=2)
-        ends["lse"] = rows["lse"][:, :, None] - ends["c"] * band.plan.scale
+        ends["c"] = sides.below, sides.above
+        ends["lse"] = tuple(rows["lse"] - c * band.plan.scale for c in ends["c"])
     if band.values:
-        ends["dP"] = jnp.stack([d.below, d.above], axis=2)
+        ends["dP"] = d.below, d.above
         if band.plan.rate == 0:
-            ends["delta"] = rows["delta"][:, :, None] - ends["dP"]
+            ends["delta"] = tuple(rows["delta"] - dp for dp in ends["dP"])
     return ends
 
 
@@ -581,11 +590,11 @@ def _tiles_of_queries(band: Band, sides: Sides, d: Sums) -> list[jax.Array]:
     return ([sides.f] if band.scores else []) + ([d.w] if band.values else [])
 
 
-def _end_specs(refs: dict, length: int, at) -> dict:
-    """Tiles `[2, length]` of `[B, heads, 2, length]`."""
+def _end_spec(count: int, length: int, at) -> plgpu.BlockSpec:
+    """Tiles `[count, length]` of `[B, heads, count, length]`."""
 
     def where(*step):
         b, tile, head = at(*step)
         return b, head, 0, tile
 
-    return {name: (ref, plgpu.BlockSpec((None, None, 2, length), where)) for name, ref in refs.items()}
+    return plgpu.BlockSpec((None, None, count, length), where)

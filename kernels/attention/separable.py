@@ -149,9 +149,9 @@ class Sides(NamedTuple):
         if relative.query is None:
             return cls(None, None, None, g)
         f = padded(basis.to_queries(relative.query, q, offset), queries, width)
-        products = (
-            jnp.einsum("btnh,nh->btn", q.astype(jnp.float32), end) for end in basis.beyond(relative.query, q.shape[2])
-        )
+        # Sums of products, not contractions: XLA transposes all of q for a GPU to multiply it by one row for each head.
+        ends = basis.beyond(relative.query, q.shape[2])
+        products = (jnp.sum(q.astype(jnp.float32) * end[None, None], axis=-1) for end in ends)
         above, below = (jnp.swapaxes(padded(x, queries), 1, 2) for x in products)
         return cls(f, above, below, g)
 
@@ -175,10 +175,10 @@ class Sums(NamedTuple):
     def joined(self, basis: Basis, table: Table, *, offset: int, length: int, width: int) -> Array:
         """What attention gives, `[B, T, N, W]` of `length` queries and `width` channels: out and the value table's part."""
         out = self.out[:, :length, :, :width]
-        above, below = (x[:, :, :length] for x in (self.above, self.below))
-        end, start = basis.beyond(table, out.shape[2])
+        above, below = (jnp.swapaxes(x[:, :, :length], 1, 2)[..., None] for x in (self.above, self.below))
+        end, start = (x[None, None] for x in basis.beyond(table, out.shape[2]))
         added = basis.from_keys(table, self.w[:, :length, :, : basis.width], offset)
-        added += jnp.einsum("bnt,nh->btnh", above, end) + jnp.einsum("bnt,nh->btnh", below, start)
+        added += above * end + below * start
         return (out.astype(jnp.float32) + added).astype(out.dtype)
 
     def along(self, gradient: Sums) -> Float[Array, "B N T"]:
