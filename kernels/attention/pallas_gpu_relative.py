@@ -1,5 +1,7 @@
-"""The kernels of `pallas_gpu` for clipped relative tables, as products of two sides (`separable` has the equations). Only tiles that touch the band
-|r| < K pay for another product, a constant number for each row of tiles; the others a number for each query.
+"""The kernels of `pallas_gpu` for clipped relative tables, as products of two sides (`separable` has the equations).
+
+Only tiles that touch the band |r| < K pay for another product. Beyond it ρ and what dP gains are one number for each query, which goes
+into the numbers that its row has anyway: the running maximum, lse and delta.
 """
 
 from __future__ import annotations

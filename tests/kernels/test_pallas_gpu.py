@@ -91,6 +91,14 @@ def test_relative_tables_under_masks(mask):
 
 
 @runs
+@pytest.mark.parametrize("dropout", [None, 0.2])
+def test_relative_tables_far_from_the_diagonal(dropout):
+    """Programs with whole tiles on either side of the band, and with both."""
+    drop = None if dropout is None else (dropout, jax.random.key(5))
+    compare(Sizes(B=1, T=400, S=400, N=2, K=1, H=32, W=32), "query_and_value", dropout=drop)
+
+
+@runs
 @pytest.mark.parametrize("width", [64, 128])
 def test_a_sinusoid_is_no_table(width):
     FUSED.compare_sinusoid(Sizes(B=1, T=200, S=200, H=width, W=width), jnp.bfloat16)
