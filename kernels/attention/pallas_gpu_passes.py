@@ -51,6 +51,11 @@ class Plan(Call):
     column_bias: bool
 
     @property
+    def growth(self) -> float:
+        """By how much dropout multiplies what it keeps."""
+        return 1 / (1 - self.rate)
+
+    @property
     def wide(self) -> bool:
         return max(self.width, self.value_width) > 64
 
@@ -159,57 +164,98 @@ class Tile:
         return mosaic.index(self.shape, int(not self.transposed)) + self.first_key
 
 
-def scores(
-    plan: Plan, tile: Tile, product: jax.Array, rows: Mapping, columns: Mapping, window: Any
-) -> tuple[jax.Array, float]:
-    """(s, c): the scores log2(e) · (scale · product + biases) are c · s, HIDDEN where the key is not visible.
+def scores(plan: Plan, tile: Tile, product: jax.Array, columns: Mapping, window: Any) -> tuple[jax.Array, float]:
+    """(s, c): the scores log2(e) · (scale · product + biases) are c · s.
 
-    Without biases and masks s is the product and c the scale, which the exponential then multiplies at no cost. window: the part of the
-    table of `Toeplitz` terms that the tile looks into, or None.
+    Without biases s is the product and c the scale, which the exponential then multiplies at no cost. window: the part of the table of
+    `Toeplitz` terms that the tile looks into, or None.
     """
     biases = [tile.of_keys(columns["bias"])] if "bias" in columns else []
     if window is not None:
         biases.append(mosaic.toeplitz(window, tile.shape, transposed=tile.transposed, interpret=plan.interpret))
-    visible = []
+    if biases or plan.scale <= 0:
+        return functools.reduce(operator.add, biases, product * plan.scale), 1.0
+    return product, plan.scale
+
+
+def visible(plan: Plan, tile: Tile, x: jax.Array, hidden: float, rows: Mapping, columns: Mapping) -> jax.Array:
+    """x, and `hidden` where the mask hides the key from the query."""
+    seen = []
     if plan.left is not None or plan.right is not None or plan.past_or_prefix:
         r = tile.key_index() - tile.query_index() - plan.offset
         if plan.left is not None:
-            visible.append(r >= -plan.left)
+            seen.append(r >= -plan.left)
         if plan.right is not None:
-            visible.append(r <= plan.right)
+            seen.append(r <= plan.right)
         if plan.past_or_prefix:
-            visible.append((r <= 0) | (tile.of_keys(columns["prefix"]) > 0))
+            seen.append((r <= 0) | (tile.of_keys(columns["prefix"]) > 0))
     if "segments" in rows:
-        visible.append(tile.of_queries(rows["segments"]) == tile.of_keys(columns["segments"]))
-    s, factor = product, plan.scale
-    if biases or visible or plan.scale <= 0:
-        s, factor = functools.reduce(operator.add, biases, product * plan.scale), 1.0
-    for part in visible:
-        s = jnp.where(part, s, mosaic.zeros(tile.shape, value=HIDDEN))
-    return s, factor
+        seen.append(tile.of_queries(rows["segments"]) == tile.of_keys(columns["segments"]))
+    for part in seen:
+        x = jnp.where(part, x, mosaic.zeros(tile.shape, value=hidden))
+    return x
+
+
+def stays(plan: Plan, tile: Tile, rows: Mapping) -> jax.Array:
+    """Where dropout leaves probabilities, and their cotangents; the bits are those of `kernels.attention.dropout`."""
+    words = tile.of_queries(rows["first"]), tile.of_queries(rows["second"]), tile.key_index().astype(jnp.uint32)
+    bits = mosaic_pairs.halves_of_pairs(shared_hash, words, transposed=tile.transposed, interpret=plan.interpret)
+    return kept(bits, plan.rate)
 
 
 def dropped(plan: Plan, tile: Tile, p: jax.Array, rows: Mapping) -> jax.Array:
-    """Dropout of probabilities, and of their cotangents; the bits are those of `kernels.attention.dropout`."""
-    if plan.rate == 0:
-        return p
-    words = tile.of_queries(rows["first"]), tile.of_queries(rows["second"]), tile.key_index().astype(jnp.uint32)
-    bits = mosaic_pairs.halves_of_pairs(shared_hash, words, transposed=tile.transposed, interpret=plan.interpret)
-    return jnp.where(kept(bits, plan.rate), p, mosaic.zeros(tile.shape)) * (1 / (1 - plan.rate))
+    """Dropout but for the factor `plan.growth`, which sums are given where they end."""
+    return p if plan.rate == 0 else jnp.where(stays(plan, tile, rows), p, mosaic.zeros(tile.shape))
 
 
 def operands_of(given: Given, diagonals: Diagonals) -> list[jax.Array]:
-    """What the kernels are given of masks, terms and dropout: rows, columns and the windows of the table, if there is one."""
-    return [*given.rows.values(), *given.columns.values(), *map(diagonals.windows, given.lines.values())]
+    """What the kernels are given of masks, terms and dropout: rows, columns, the windows of the table and the reach of segments, where
+    there are any."""
+    reach = []
+    if "segments" in given.rows:
+        own, other = given.rows["segments"], given.columns["segments"]
+        own, other = (other, own) if diagonals.transposed else (own, other)
+        reach = [segment_reach(own, diagonals.rows, other, diagonals.columns)]
+    return [*given.rows.values(), *given.columns.values(), *map(diagonals.windows, given.lines.values()), *reach]
 
 
-def split_operands(given: Given, values: tuple) -> tuple[dict, dict, tuple, tuple]:
-    """`operands`, or what stands for them in a kernel, as (rows, columns, () or (windows,), the rest)."""
+def split_operands(given: Given, values: tuple) -> tuple[dict, dict, tuple, tuple, tuple]:
+    """`operands`, or what stands for them in a kernel, as (rows, columns, () or (windows,), () or (reach,), the rest)."""
     first, second = len(given.rows), len(given.rows) + len(given.columns)
     third = second + len(given.lines)
+    fourth = third + ("segments" in given.rows)
     rows = dict(zip(given.rows, values[:first], strict=True))
     columns = dict(zip(given.columns, values[first:second], strict=True))
-    return rows, columns, values[second:third], values[third:]
+    return rows, columns, values[second:third], values[third:fourth], values[fourth:]
+
+
+def segment_reach(own: jax.Array, rows: int, other: jax.Array, columns: int) -> jax.Array:
+    """int32 `[B, T / rows, 2]`: the first and the last tile of `columns` ids of `other` `[B, S]` that may share a segment with each
+    `rows` ids of `own` `[B, T]`.
+
+    Segments are compared as ranges, least to most, which is exact where they stand in order, as packed documents do, and takes too many
+    tiles elsewhere.
+    """
+
+    def ranges(ids: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+        tiles = ids.reshape(ids.shape[0], -1, length)
+        real = tiles > 0
+        highest = jnp.iinfo(jnp.int32).max
+        return jnp.min(jnp.where(real, tiles, highest), axis=2), jnp.max(jnp.where(real, tiles, 0), axis=2)
+
+    (least, most), (low, high) = ranges(own, rows), ranges(other, columns)
+    meet = (least[:, :, None] <= high[:, None, :]) & (most[:, :, None] >= low[:, None, :])
+    last = meet.shape[2] - 1 - jnp.argmax(meet[:, :, ::-1], axis=2)
+    return jnp.stack([jnp.argmax(meet, axis=2), last], axis=-1).astype(jnp.int32)
+
+
+def within_reach(reach: tuple, b: Any, program: Any, low: Any, tiles: Any) -> tuple[Any, Any]:
+    """Of `tiles` tiles from `low` on those that `segment_reach` leaves; at least one."""
+    if not reach:
+        return low, tiles
+    first, last = (reach[0][b, program, end] for end in range(2))
+    start = lax.clamp(low, first, low + tiles - 1)
+    return start, lax.clamp(start, last, low + tiles - 1) - start + 1
 
 
 def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
@@ -218,13 +264,13 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
     diagonals = Diagonals(plan, block.program, block.columns)
 
     def body(q_ref, k_ref, v_ref, *refs):
-        row_refs, column_refs, tables, (out_ref, lse_ref, q_tile, out_tile, lse_tile, barriers) = split_operands(
-            given, refs
-        )
+        row_refs, column_refs, tables, reach, refs = split_operands(given, refs)
+        out_ref, lse_ref, q_tile, out_tile, lse_tile, barriers = refs
         b, h, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
         first_query = program * block.program + warpgroup * block.rows
-        low, tiles = plan.keys_of(program * block.program, block.program, block.columns)
+        seen = plan.keys_of(program * block.program, block.program, block.columns)
+        low, tiles = within_reach(reach, b, program, *seen)
         kv_head = h // plan.group
 
         def compute(run):
@@ -238,7 +284,7 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
             )
             total, top, mass, _ = run(carry)
             mass = lax.max(mass, mosaic.zeros((block.rows,), mosaic.ROWS, 1e-30))  # a row that saw nothing
-            out_tile.at[warpgroup][...] = (total / mosaic.spread(mass, total.shape, 0)).astype(q.dtype)
+            out_tile.at[warpgroup][...] = (total * mosaic.spread(plan.growth / mass, total.shape, 0)).astype(q.dtype)
             lse_tile.at[warpgroup][...] = top + jnp.log2(mass)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(out_tile.at[warpgroup], out_ref.at[b, here, h])
@@ -251,7 +297,9 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
             tile = Tile((block.rows, block.columns), first_query, number * block.columns)
             s = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
             window = diagonals.part(windows, warpgroup)
-            s, factor = scores(plan, tile, s, row_vectors, Loaded(column_tiles, mosaic.COLUMNS), window)
+            column_vectors = Loaded(column_tiles, mosaic.COLUMNS)
+            s, factor = scores(plan, tile, s, column_vectors, window)
+            s = visible(plan, tile, s, HIDDEN / factor, row_vectors, column_vectors)
             higher = lax.max(top, jnp.max(s, axis=1) * factor)
             p = jnp.exp2(s * factor - tile.of_queries(higher))
             shrink = jnp.exp2(top - higher)
@@ -307,14 +355,15 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.A
     parts = plan.parts(plan.batch * programs)
 
     def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        row_refs, column_refs, tables, (dq_ref, *refs) = split_operands(given, refs)
+        row_refs, column_refs, tables, reach, (dq_ref, *refs) = split_operands(given, refs)
         line_ref, space_ref, q_tile, gradient_tile, barriers = refs if tables else (None, None, *refs)
         h, warpgroup = lax.axis_index("head"), lax.axis_index("warpgroup")
         kv_head = h // plan.group
 
         def run_program(b, program):
             first_query = program * block.program + warpgroup * block.rows
-            low, tiles = plan.keys_of(program * block.program, block.program, block.columns)
+            seen = plan.keys_of(program * block.program, block.program, block.columns)
+            low, tiles = within_reach(reach, b, program, *seen)
 
             def compute(run):
                 here = pl.ds(first_query, block.rows)
@@ -415,12 +464,13 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
     diagonals = Diagonals(plan, block.program, block.columns, transposed=True)
 
     def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        row_refs, column_refs, tables, refs = split_operands(given, refs)
+        row_refs, column_refs, tables, reach, refs = split_operands(given, refs)
         dk_ref, dv_ref, db_ref, k_tile, v_tile, db_tile, barriers = refs
         b, kv_head, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
         first_key = program * block.program + warpgroup * block.rows
-        low, tiles = plan.queries_of(program * block.program, block.program, block.columns)
+        seen = plan.queries_of(program * block.program, block.program, block.columns)
+        low, tiles = within_reach(reach, b, program, *seen)
 
         def compute(run):
             here = pl.ds(first_key, block.rows)
@@ -437,7 +487,7 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
             )
             dk, dv, db, _ = run(carry)
             k_tile.at[warpgroup][...] = (dk * plan.slope).astype(k.dtype)
-            v_tile.at[warpgroup][...] = dv.astype(v.dtype)
+            v_tile.at[warpgroup][...] = (dv * plan.growth).astype(v.dtype)
             db_tile.at[warpgroup][...] = db
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(k_tile.at[warpgroup], dk_ref.at[b, here, kv_head])
@@ -501,13 +551,18 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
 
 def probabilities(plan: Plan, tile: Tile, product, rows: Mapping, columns: Mapping, window) -> jax.Array:
     """p before dropout, from the products q kᵀ and the rows' lse."""
-    s, factor = scores(plan, tile, product, rows, columns, window)
-    return jnp.exp2(s * factor - tile.of_queries(rows["lse"]))
+    s, factor = scores(plan, tile, product, columns, window)
+    # Masked behind the exponential: before it, a select would stand between a product and a sum that are one instruction.
+    return visible(plan, tile, jnp.exp2(s * factor - tile.of_queries(rows["lse"])), 0.0, rows, columns)
 
 
 def score_gradients(plan: Plan, tile: Tile, p: jax.Array, products: jax.Array, rows: Mapping) -> jax.Array:
     """dS, of the scores in base e, from the products dO vᵀ and the rows' delta."""
-    return p * (dropped(plan, tile, products, rows) - tile.of_queries(rows["delta"]))
+    delta = rows["delta"]
+    if plan.rate == 0:
+        return p * (products - tile.of_queries(delta))
+    gone = tile.of_queries(-delta)
+    return p * jnp.where(stays(plan, tile, rows), products * plan.growth + gone, gone)
 
 
 def over_tiles(step, compute, grid, operands, warpgroups: int) -> None:

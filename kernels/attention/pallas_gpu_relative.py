@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import mosaic
-from kernels.attention.fused import FLOOR, Given
+from kernels.attention.fused import FLOOR, HIDDEN, Given
 from kernels.attention.pallas_gpu_passes import (
     Blocks,
     Diagonals,
@@ -36,6 +36,8 @@ from kernels.attention.pallas_gpu_passes import (
     split_operands,
     tile_spec,
     vector_specs,
+    visible,
+    within_reach,
 )
 from kernels.attention.pallas_gpu_phases import Phase, over_phases
 from kernels.attention.separable import Sides, Sums
@@ -67,14 +69,16 @@ class Band:
     def _narrow(self) -> bool:
         return max(self.plan.width, self.width) <= 64
 
-    def keys_of(self, first: Any, block: Blocks) -> Stretch:
+    def keys_of(self, b: Any, program: Any, block: Blocks, reach: tuple) -> Stretch:
         """The tiles of keys that a program of queries meets."""
         near = dataclasses.replace(self.plan, left=self.limit - 1, right=self.limit - 1)
-        return Stretch.of(*(plan.keys_of(first, block.program, block.columns) for plan in (self.plan, near)))
+        sizes = program * block.program, block.program, block.columns
+        return Stretch.of(within_reach(reach, b, program, *self.plan.keys_of(*sizes)), near.keys_of(*sizes))
 
-    def queries_of(self, first: Any, block: Blocks) -> Stretch:
+    def queries_of(self, b: Any, program: Any, block: Blocks, reach: tuple) -> Stretch:
         near = dataclasses.replace(self.plan, left=self.limit - 1, right=self.limit - 1)
-        return Stretch.of(*(plan.queries_of(first, block.program, block.columns) for plan in (self.plan, near)))
+        sizes = program * block.program, block.program, block.columns
+        return Stretch.of(within_reach(reach, b, program, *self.plan.queries_of(*sizes)), near.queries_of(*sizes))
 
     def phases(self, stretch: Stretch, tile_at: Callable[[Any], Tile], near: Callable, far: Callable) -> list[Phase]:
         """First the tiles of a program on both sides of the band, then those within it.
@@ -184,7 +188,7 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
     diagonals = Diagonals(plan, block.program, block.columns)
 
     def body(q_ref, k_ref, v_ref, g_ref, *refs):
-        row_refs, column_refs, _, refs = split_operands(extended, refs)
+        row_refs, column_refs, _, reach, refs = split_operands(extended, refs)
         f_ref, refs = (refs[0], refs[1:]) if band.scores else (None, refs)
         out_ref, lse_ref, *refs = refs
         w_refs, refs = (refs[:3], refs[3:]) if band.values else ((), refs)
@@ -207,13 +211,16 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
             carry = (mosaic.zeros((block.rows, plan.value_width)), nothing_seen, empty, sums)
             total, top, mass, sums = run(carry)
             mass = lax.max(mass, mosaic.zeros((block.rows,), mosaic.ROWS, 1e-30))
-            q_tile.at[warpgroup][...] = (total / mosaic.spread(mass, total.shape, 0)).astype(q.dtype)
+            share = plan.growth / mass
+            q_tile.at[warpgroup][...] = (total * mosaic.spread(share, total.shape, 0)).astype(q.dtype)
             vector_tile.at[0, warpgroup][...] = top + jnp.log2(mass)
             if band.values:
                 seen, w, (above, below) = sums
-                f_tile.at[warpgroup][...] = (w * mosaic.spread(jnp.exp2(seen - top) / mass, w.shape, 0)).astype(q.dtype)
-                vector_tile.at[1, warpgroup][...] = above / mass
-                vector_tile.at[2, warpgroup][...] = below / mass
+                f_tile.at[warpgroup][...] = (w * mosaic.spread(jnp.exp2(seen - top) * share, w.shape, 0)).astype(
+                    q.dtype
+                )
+                vector_tile.at[1, warpgroup][...] = above * share
+                vector_tile.at[2, warpgroup][...] = below * share
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(q_tile.at[warpgroup], out_ref.at[b, here, h])
             plgpu.copy_smem_to_gmem(vector_tile.at[0, warpgroup], lse_ref.at[b, h, here])
@@ -226,7 +233,8 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
         def seen_by(tile, s, end, v_part, column_vectors, carry):
             """(the next total, top and mass, what earlier sums shrink by, the probabilities after dropout), from products."""
             total, top, mass, _ = carry
-            s, factor = scores(plan, tile, s, row_vectors, column_vectors, None)
+            s, factor = scores(plan, tile, s, column_vectors, None)
+            s = visible(plan, tile, s, HIDDEN / factor, row_vectors, column_vectors)
             higher = lax.max(top, jnp.max(s, axis=1) * factor + end)
             p = jnp.exp2(s * factor - tile.of_queries(higher - end))
             shrink = jnp.exp2(top - higher)
@@ -273,7 +281,7 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
             return b, t, kv_head
 
         over_phases(
-            band.phases(band.keys_of(program * block.program, block), tile_at, near, far),
+            band.phases(band.keys_of(b, program, block, reach), tile_at, near, far),
             1,
             compute,
             [
@@ -317,7 +325,7 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
     diagonals = Diagonals(plan, block.program, block.columns)
 
     def body(q_ref, k_ref, v_ref, g_ref, d_ref, *refs):
-        row_refs, column_refs, _, refs = split_operands(extended, refs)
+        row_refs, column_refs, _, reach, refs = split_operands(extended, refs)
         f_ref, refs = (refs[0], refs[1:]) if band.scores else (None, refs)
         dw_ref, refs = (refs[0], refs[1:]) if band.values else (None, refs)
         dq_ref, *refs = refs
@@ -407,7 +415,7 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
             return b, t, kv_head
 
         over_phases(
-            band.phases(band.keys_of(program * block.program, block), tile_at, near, far),
+            band.phases(band.keys_of(b, program, block, reach), tile_at, near, far),
             1,
             compute,
             [
@@ -452,7 +460,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
     diagonals = Diagonals(plan, block.program, block.columns, transposed=True)
 
     def body(q_ref, k_ref, v_ref, g_ref, d_ref, *refs):
-        row_refs, column_refs, _, refs = split_operands(given, refs)
+        row_refs, column_refs, _, reach, refs = split_operands(given, refs)
         end_ref, *refs = refs
         f_refs, refs = (refs[:1], refs[1:]) if band.scores else ((), refs)
         dw_refs, refs = (refs[:1], refs[1:]) if band.values else ((), refs)
@@ -475,7 +483,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
             carry = mosaic.zeros((block.rows, plan.width)), mosaic.zeros((block.rows, plan.value_width))
             dk, dv = run(carry)
             k_tile.at[warpgroup][...] = (dk * plan.slope).astype(k.dtype)
-            v_tile.at[warpgroup][...] = dv.astype(v.dtype)
+            v_tile.at[warpgroup][...] = (dv * plan.growth).astype(v.dtype)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(k_tile.at[warpgroup], dk_ref.at[b, here, kv_head])
             plgpu.copy_smem_to_gmem(v_tile.at[warpgroup], dv_ref.at[b, here, kv_head])
@@ -525,7 +533,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
             return b, t, kv_head * plan.group + g
 
         over_phases(
-            band.phases(band.queries_of(program * block.program, block), tile_at, near, far),
+            band.phases(band.queries_of(b, program, block, reach), tile_at, near, far),
             plan.group,
             compute,
             [

@@ -90,6 +90,35 @@ def test_relative_tables_under_masks(mask):
     compare(sizes, "query_and_value", mask=mask, positions=positions, dropout=(0.2, jax.random.key(5)))
 
 
+# Documents of many lengths; one that comes twice, so that what lies between is visited for nothing; and an end that nobody may see.
+LAYOUTS = {
+    "in order": ((1, 130), (2, 5), (3, 265)),
+    "twice": ((3, 70), (1, 200), (3, 130)),
+    "unseen": ((1, 140), (0, 260)),
+}
+
+
+@runs
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ["toeplitz", "query_and_value"])
+def test_tiles_of_other_segments_are_left_out(kind, layout):
+    ids = np.concatenate([np.full(length, number, np.int32) for number, length in LAYOUTS[layout]])[None]
+    mask = AttentionMask(query_segments=jnp.asarray(ids), key_segments=jnp.asarray(ids))
+    compare(Sizes(B=1, T=400, S=400, N=2, K=1, H=32, W=32), kind, mask=mask)
+
+
+def test_the_reach_of_segments():
+    queries = jnp.asarray([[1] * 100 + [2] * 92 + [3] * 64 + [-1] * 128])
+    keys = jnp.asarray([[1] * 70 + [2] * 122 + [3] * 64 + [0] * 128])
+    reach = pallas_gpu_passes.segment_reach(queries, 128, keys, 64)
+    assert reach.tolist()[0][:2] == [[0, 2], [1, 3]]
+    assert pallas_gpu_passes.segment_reach(keys, 128, queries, 64).tolist()[0][:2] == [[0, 2], [1, 3]]
+    visited = functools.partial(pallas_gpu_passes.within_reach, (reach,), 0)
+    assert [int(x) for x in visited(1, jnp.int32(0), jnp.int32(3))] == [1, 2]
+    # Queries that see nothing visit one tile, which gives them nothing.
+    assert int(visited(2, jnp.int32(2), jnp.int32(3))[1]) >= 1
+
+
 @runs
 @pytest.mark.parametrize("dropout", [None, 0.2])
 def test_relative_tables_far_from_the_diagonal(dropout):
