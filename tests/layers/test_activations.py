@@ -39,3 +39,9 @@ def test_gradients_keep_the_narrow_input_alone(name):
     slope = (ACTIVATIONS[name](np.float64(x) + step) - ACTIVATIONS[name](np.float64(x) - step)) / (2 * step)
     np.testing.assert_allclose(np.float32(pull(jnp.ones_like(y))[0]), slope, rtol=2**-8, atol=2**-9)
     np.testing.assert_allclose(jax.vmap(jax.grad(lambda x: activate(name, x)))(jnp.float32(x)), slope, atol=1e-6)
+
+
+def test_gelu_of_narrow_inputs_is_as_near_as_their_digits():
+    x = jnp.asarray(np.linspace(-12, 12, 4001), jnp.bfloat16)
+    exact = ACTIVATIONS["gelu"](np.float64(x))
+    np.testing.assert_allclose(np.float32(activate("gelu", x)), exact, rtol=2**-8, atol=2e-7 * 12)
