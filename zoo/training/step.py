@@ -136,7 +136,15 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=_compiler_options(mesh),
     )
+
+
+def _compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool] | None:
+    if mesh.devices.flat[0].platform not in ("gpu", "cuda"):
+        return None
+    # cuBLAS adds a bias to a product on its way to memory. Products by Triton, which XLA would try first, leave it to a pass of its own.
+    return {"xla_gpu_enable_triton_gemm": False}
 
 
 def make_eval_step(
