@@ -3,7 +3,8 @@
     python -m benchmarks.pretraining_step                                    # bert-base and bert-large, 128 and 512 tokens
     python -m benchmarks.pretraining_step --model=nezha-base --implementation=xla,pallas_gpu --length=512
     python -m benchmarks.pretraining_step --model=bert-base --length=512 --kernels=40   # where a GPU's time goes
-    python -m benchmarks.pretraining_step --config.model.remat=full --config.model.unroll=24 --tokens=65536
+    python -m benchmarks.pretraining_step --layers=laid_out                  # one after another instead of in a loop
+    python -m benchmarks.pretraining_step --config.model.remat=full --tokens=65536
 
 A step is the compiled update of train.py: forward and backward with the preset's dropout (0.1), gradients clipped to a norm of 1,
 LAMB; activations in bfloat16, state in float32. The rows are random tokens, full, of two documents each that do not see each
@@ -25,7 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from zoo.training.host_memory import keep_freed_memory
 from zoo.training.step import TrainState
 
 DEFAULT = "default"
+LAYERS = ("loop", "laid_out")
 OPTIMIZER = "lamb"
 DOCUMENTS = 2
 WARM_UP = 3
@@ -59,6 +61,7 @@ COLUMNS = (
         "model",
         "tokens",
         "attention",
+        "layers",
         "batch",
         "step, ms",
         "rounds, ms",
@@ -73,11 +76,12 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the table: a preset, a length T, and the attention by name."""
+    """One row of the table: a preset, a length T, the attention by name, and whether layers are a loop (`model.unroll`)."""
 
     model: str
     length: int
     implementation: str
+    layers: str
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--implementation", default=DEFAULT, help="attention: default (the kernels choose), xla, reference, pallas_gpu"
     )
+    parser.add_argument("--layers", default="loop", help="loop, laid_out or both, with a comma between them")
     parser.add_argument(
         "--tokens", type=int, help="of a batch, at every length; else what the device's memory should hold"
     )
@@ -159,10 +164,14 @@ def main(argv: list[str]) -> int:
 
 
 def cells_of(flags: Any) -> Iterator[Cell]:
-    models, lengths, kernels = (value.split(",") for value in (flags.model, flags.length, flags.implementation))
+    given = flags.model, flags.length, flags.implementation, flags.layers
+    models, lengths, kernels, layers = (value.split(",") for value in given)
     for name in models:
         if name not in presets.names():
             raise UserError(f"--model={name}: {near(name, presets.names())}")
+    for name in layers:
+        if name not in LAYERS:
+            raise UserError(f"--layers={name}: {near(name, LAYERS)}")
     for length in lengths:
         if not (length.isdecimal() and 8 <= int(length) <= 512):
             raise UserError(f"--length={length}: give numbers of tokens from 8 to 512, such as 128,512")
@@ -170,13 +179,15 @@ def cells_of(flags: Any) -> Iterator[Cell]:
         raise UserError("--rounds and --steps are at least 1")
     if flags.tokens is not None and flags.tokens < max(map(int, lengths)):
         raise UserError(f"--tokens={flags.tokens} is no row of {max(map(int, lengths))}")
-    for model, length, kernel in itertools.product(models, lengths, kernels):
-        yield Cell(model, int(length), kernel)
+    for model, length, kernel, arrangement in itertools.product(models, lengths, kernels, layers):
+        yield Cell(model, int(length), kernel, arrangement)
 
 
 def config_of(cell: Cell, overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """The preset in bfloat16 and without a pooler, which masked LM alone does not need."""
     tree = plain(base(cell.model, dtype="bfloat16", pooler=False))
+    if cell.layers == "laid_out":
+        tree["model"]["unroll"] = tree["model"]["num_layers"]
     apply(tree, overrides)
     if cell.implementation != DEFAULT:
         tree["mixer"]["implementation"] = cell.implementation
@@ -189,7 +200,7 @@ def measure(cell: Cell, overrides: Sequence[tuple[str, str]], flags: Any, state:
     task = MaskedLM(max_length=cell.length, max_predictions=5 * cell.length // 32)
     training = Training.of(config, task, OPTIMIZER)
     # A fused kernel is one operation to the tracer, so the arithmetic is counted in the same model without.
-    counted = Training.of(config_of(Cell(cell.model, cell.length, "xla"), overrides), task, OPTIMIZER)
+    counted = Training.of(config_of(replace(cell, implementation="xla", layers="loop"), overrides), task, OPTIMIZER)
     rows = flags.tokens // cell.length if flags.tokens else rows_that_should_fit(config["model"], cell.length)
     while True:
         batch = training.put(random_batch(task, config["model"]["vocab_size"], rows, DOCUMENTS))
@@ -278,7 +289,7 @@ def row_of(found: Measured) -> tuple[str | float, ...]:
     rounds = f"{1e3 * min(found.step_seconds):.4g} … {1e3 * max(found.step_seconds):.4g}"
     mfu = "" if found.mfu is None else 100 * found.mfu
     return (
-        *(cell.model, cell.length, cell.implementation, found.batch, 1e3 * found.seconds, rounds),
+        *(cell.model, cell.length, cell.implementation, cell.layers, found.batch, 1e3 * found.seconds, rounds),
         *(rate, rate * cell.length, found.flops / found.seconds / 1e12, mfu),
         *(found.planned_bytes / 2**30, found.compile_seconds),
     )
