@@ -24,8 +24,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +51,7 @@ from kernels.attention import (
 from zoo.command_line import Parser, run_main
 
 FORWARD, BOTH = 4.0, 14.0  # products of B · N · T² · H
-PEERS = ("none", "jax", "all")
+PEERS = ("none", "fused", "jax", "all")
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--causal", action="store_true")
     parser.add_argument("--implementation", default=own, help="ours")
-    parser.add_argument("--peers", choices=PEERS, default="all", help="all: those in torch as well, where it is")
+    parser.add_argument("--peers", choices=PEERS, default="all", help="fused: without a bias; all: torch's, too")
     parser.add_argument("--repeats", type=int, default=5, help="measurements, of which the median is taken")
     parser.add_argument("--json", type=Path, help="a line for each figure is appended to this file")
     parser.add_argument("--compile-for", choices=tuple(GENERATIONS), help="count bundles instead of time")
@@ -141,24 +143,33 @@ def line(setting: Setting, name: str, timing: Timing, plain: Timing) -> tuple[st
 
 def measured(setting: Setting, implementation: str, peers: str, repeats: int) -> Iterator[tuple[str, Timing]]:
     """(name, timing) of ours without terms, ours with them, then the peers."""
-    for name, terms in terms_of(setting.N, setting.H).items():
-        call = functools.partial(ours, setting, implementation, terms)
-        yield f"ours ({implementation}), {name}", in_jax(setting, call, repeats)
-    if peers == "none":
-        return
-    on_tpu = jax.default_backend() == "tpu"
-    for library in ("flash", "xla") if on_tpu else ("cudnn", "xla"):
-        for bias in (False, True):
-            peer = of_flash if library == "flash" else functools.partial(of_jax, library)
-            name = "jax flash attention" if library == "flash" else f"jax.nn ({library})"
-            call = functools.partial(peer, setting, bias)
-            yield f"{name}, {'bias [1, N, T, T]' if bias else 'none'}", in_jax(setting, call, repeats)
-    if on_tpu:
-        yield "jax splash attention, none", in_jax(setting, functools.partial(of_splash, setting), repeats)
+    calls = {
+        f"ours ({implementation}), {name}": functools.partial(ours, setting, implementation, terms)
+        for name, terms in terms_of(setting.N, setting.H).items()
+    }
+    if peers != "none":
+        calls |= peers_in_jax(setting, fused=peers == "fused")
+    yield from in_jax(setting, calls, repeats)
     if peers == "all" and jax.default_backend() == "gpu" and importlib.util.find_spec("torch"):
         from benchmarks import attention_torch
 
         yield from attention_torch.measured(setting, repeats)
+
+
+def peers_in_jax(setting: Setting, fused: bool) -> dict[str, Callable[..., jax.Array]]:
+    """`fused`: those alone that hold no scores in memory."""
+    on_tpu = jax.default_backend() == "tpu"
+    calls: dict[str, Callable[..., jax.Array]] = {}
+    for library in ("flash", "xla") if on_tpu else ("cudnn", "xla"):
+        for bias in (False, True):
+            if fused and (bias or library == "xla"):
+                continue
+            peer = of_flash if library == "flash" else functools.partial(of_jax, library)
+            name = "jax flash attention" if library == "flash" else f"jax.nn ({library})"
+            calls[f"{name}, {'bias [1, N, T, T]' if bias else 'none'}"] = functools.partial(peer, setting, bias)
+    if on_tpu:
+        calls["jax splash attention, none"] = functools.partial(of_splash, setting)
+    return calls
 
 
 def ours(
@@ -244,38 +255,46 @@ def further_terms(heads: int, width: int, length: int) -> dict[str, tuple]:
     }
 
 
-def in_jax(setting: Setting, call: Callable[..., jax.Array], repeats: int) -> Timing:
+def in_jax(setting: Setting, calls: dict[str, Callable[..., jax.Array]], repeats: int) -> Iterator[tuple[str, Timing]]:
+    """(name, timing) of each: all are compiled side by side first, and timed one after another."""
     *arrays, values = setting.arrays()
     q, k, v, cotangent = (jnp.asarray(x, setting.dtype) for x in arrays)
+    given = q, k, v, jnp.asarray(values), cotangent
 
-    def loss(q, k, v, values, cotangent):
-        return jnp.sum(call(q, k, v, values).astype(jnp.float32) * cotangent)
+    def compiled(call: Callable[..., jax.Array]) -> list[Any]:
+        def loss(q, k, v, values, cotangent):
+            return jnp.sum(call(q, k, v, values).astype(jnp.float32) * cotangent)
 
-    def forward(q, k, v, values, _):
-        return call(q, k, v, values)
+        def forward(q, k, v, values, _):
+            return call(q, k, v, values)
 
-    try:
-        functions = (forward, jax.grad(loss, argnums=(0, 1, 2, 3)))
-        programs = [jax.jit(f).lower(q, k, v, values, cotangent).compile() for f in functions]
-        memory = programs[1].memory_analysis().temp_size_in_bytes / 2**20
-        times = [clocked(lambda p=p: p(q, k, v, values, cotangent), jax.block_until_ready, repeats) for p in programs]
-    except Exception as error:  # whatever a library says is its line in the table
-        return Timing(failed=" ".join(str(error).split())[:100] or type(error).__name__)
-    return Timing(*times, memory)
+        return [jax.jit(f).lower(*given).compile() for f in (forward, jax.grad(loss, argnums=(0, 1, 2, 3)))]
+
+    with ThreadPoolExecutor() as threads:
+        pending = {name: threads.submit(compiled, call) for name, call in calls.items()}
+        wait(pending.values())
+    for name, programs in pending.items():
+        try:
+            forward, both = programs.result()
+            memory = both.memory_analysis().temp_size_in_bytes / 2**20
+            times = [clocked(lambda p=p: p(*given), jax.block_until_ready, repeats) for p in (forward, both)]
+            yield name, Timing(*times, memory)
+        except Exception as error:  # whatever a library says is its line in the table
+            yield name, Timing(failed=" ".join(str(error).split())[:100] or type(error).__name__)
 
 
-def clocked(call: Callable[[], object], wait: Callable[[object], object], repeats: int) -> float:
+def clocked(call: Callable[[], object], finish: Callable[[object], object], repeats: int) -> float:
     """Milliseconds of one call: the median over `repeats` of the mean of as many calls as take a twentieth of a second."""
-    wait(call())
+    finish(call())
     began = time.perf_counter()
-    wait(call())
+    finish(call())
     count = int(np.clip(0.05 / (time.perf_counter() - began), 1, 200))
     means = []
     for _ in range(repeats):
         began = time.perf_counter()
         for _ in range(count):
             result = call()
-        wait(result)
+        finish(result)
         means.append((time.perf_counter() - began) / count * 1000)
     return statistics.median(means)
 
