@@ -22,11 +22,12 @@ from kernels.attention.dropout import row_words
 from kernels.attention.mask import AttentionMask
 from kernels.attention.positions import Placement
 from kernels.attention.skew import expand
-from kernels.attention.terms import Multiply, PiecewiseLinear, Relative, RowColumn, Term, Toeplitz
+from kernels.attention.terms import Dense, Multiply, PiecewiseLinear, Relative, RowColumn, Term, Toeplitz
 from kernels.sharded import by_batch_and_heads
 
 # Axes, as `sharded` names them.
 Q, K, V, OUT, ROW, COLUMN, LINE, CURVE = "b t n h", "b s m h", "b s m w", "b t n w", "b n t", "b n s", "n r", "n c"
+DENSE = "b n t s"
 BAND = {"query": "r n e", "key": "r m e", "value": "r n e"}
 
 # A hidden score, and the least maximum of a row: 2 to the power of their difference is zero, so rows need no second look.
@@ -98,7 +99,8 @@ class Given(NamedTuple):
     columns: "segments" (0 is seen by none), "prefix", "bias". lines: "bias" and "factor", `[N, T + S − 1]`, the sum of `Toeplitz` terms
     and the product of `Multiply` terms from the smallest relative position on. bands: "query", "key", "value", the tables of `Relative`
     terms, `[R, N or K or 1, H]`, where a kernel lays them out. curves: "curve", of a `PiecewiseLinear` `[N, 2 + 2M]`, the line, M slopes and
-    M knots, whose φ is the line "distance". Biases are multiplied by log2(e); a curve is not.
+    M knots, whose φ is the line "distance". dense: "bias", the sum of `Dense` terms `[1 or B, 1 or N, T, S]`, in the dtype of the one or in float32.
+    Biases are multiplied by log2(e), but for a curve and a dense one.
     """
 
     rows: dict[str, jax.Array]
@@ -106,6 +108,7 @@ class Given(NamedTuple):
     lines: dict[str, jax.Array]
     bands: dict[str, jax.Array]
     curves: dict[str, jax.Array]
+    dense: dict[str, jax.Array]
 
     @classmethod
     def of(
@@ -156,7 +159,14 @@ class Given(NamedTuple):
                 rows["reach"] = padded(term.row_scale.astype(jnp.float32), call.queries)
                 knots = jnp.broadcast_to(term.knots, term.slopes.shape)
                 curves["curve"] = jnp.concatenate([term.line, term.slopes, knots], axis=1).astype(jnp.float32)
-        return cls(rows, columns, lines, {}, curves)
+        dense = {}
+        matrices = [term.bias for term in terms if isinstance(term, Dense)]
+        if matrices:
+            if len(matrices) > 1 or matrices[0].dtype not in (jnp.bfloat16, jnp.float16):
+                matrices = [x.astype(jnp.float32) for x in matrices]
+            padding = (0, 0), (0, 0), (0, call.queries - queries), (0, call.keys - keys)
+            dense["bias"] = jnp.pad(functools.reduce(jnp.add, matrices), padding)
+        return cls(rows, columns, lines, {}, curves, dense)
 
     def with_rows(self, **more: jax.Array) -> Given:
         return self._replace(rows=self.rows | more)
@@ -169,6 +179,7 @@ class Given(NamedTuple):
         lines: dict[str, jax.Array] | None = None,
         bands: dict[str, jax.Array] | None = None,
         curves: dict[str, jax.Array] | None = None,
+        dense: dict[str, jax.Array] | None = None,
     ) -> Given:
         """The cotangent of what a call was given: of bases 2 from those of scores in base e, None for integers."""
         columns, lines = (
@@ -176,7 +187,9 @@ class Given(NamedTuple):
             for found in (columns, lines)
         )
         rows = {name: (rows or {}).get(name) for name in self.rows if name not in ("lse", "delta")}
-        return Given(rows, {name: columns.get(name) for name in self.columns}, lines, bands or {}, curves or {})
+        return Given(
+            rows, {name: columns.get(name) for name in self.columns}, lines, bands or {}, curves or {}, dense or {}
+        )
 
 
 def _line(term: Toeplitz | Multiply, call: Call) -> jax.Array:
@@ -209,7 +222,12 @@ def divided(
     rows = {name: kinds[x.ndim][0] for name, x in given.rows.items()}
     columns = {name: kinds[x.ndim][1] for name, x in given.columns.items()}
     bands = {name: "r o e" if x.shape[1] == 1 else BAND[name] for name, x in given.bands.items()}
-    axes_of_given = Given(rows, columns, dict.fromkeys(given.lines, LINE), bands, dict.fromkeys(given.curves, CURVE))
+    lines, curves = dict.fromkeys(given.lines, LINE), dict.fromkeys(given.curves, CURVE)
+    dense = {
+        name: f"{'b' if x.shape[0] > 1 else 'o'} {'n' if x.shape[1] > 1 else 'o'} t s"
+        for name, x in given.dense.items()
+    }
+    axes_of_given = Given(rows, columns, lines, bands, curves, dense)
     arrays = (*(x for x, _ in operands), given)
     leaves, tree = jax.tree.flatten(arrays)
     axes = jax.tree.leaves((*(a for _, a in operands), axes_of_given))

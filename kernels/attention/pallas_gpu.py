@@ -1,8 +1,9 @@
 """Fused attention for Hopper and newer GPUs, by Pallas on Mosaic GPU: forward and backward in memory linear in length.
 
 What it takes: bfloat16 and float16, heads up to 128 wide, grouped keys, causal, prefix and window masks, segment ids, key
-padding, dropout; `Toeplitz` and `RowColumn` terms, or one `Relative` with query and value tables of one clip. Whatever else is
-asked for is refused by name; `xla` computes it. The kernels themselves are in `pallas_gpu_passes` and `pallas_gpu_relative`.
+padding, dropout; `Toeplitz`, `RowColumn` and `Dense` terms, or one `Relative` with query and value tables of one clip. Whatever
+else is asked for is refused by name; `xla` computes it. Of a `Dense` bias, quadratic as it is, memory holds a padded copy and a
+transposed one, and its sum where there are several. The kernels themselves are in `pallas_gpu_passes`, `pallas_gpu_dense` and `pallas_gpu_relative`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from jaxtyping import Array, Float
 
 from kernels.attention import pallas_gpu_relative
 from kernels.attention.core import Shape, attend
-from kernels.attention.fused import LINE, OUT, ROW, Given, K, Q, V, divided, padded, refusals_of_masks, up
+from kernels.attention.fused import DENSE, LINE, OUT, ROW, Given, K, Q, V, divided, padded, refusals_of_masks, up
 from kernels.attention.mask import AttentionMask
+from kernels.attention.pallas_gpu_dense import backward_bias
 from kernels.attention.pallas_gpu_passes import Plan, backward_keys, backward_queries, forward
 from kernels.attention.pallas_gpu_relative import Band
 from kernels.attention.positions import Placement
 from kernels.attention.separable import Basis, Sides, Sums
-from kernels.attention.terms import Relative, RowColumn, Term, Toeplitz
+from kernels.attention.terms import Dense, Relative, RowColumn, Term, Toeplitz
 
 _WIDEST = 128
 _TILE = 128  # lengths are padded to a multiple of it, with keys that nobody sees
@@ -80,8 +82,11 @@ def attention(
         rate=rate,
         interpret=interpret,
         column_bias=any(isinstance(term, RowColumn) for term in terms),
+        dense_bytes=0,
     )
     given = Given.of(plan, terms, mask, placement, words, (queries, keys))
+    if given.dense:
+        plan = dataclasses.replace(plan, dense_bytes=given.dense["bias"].dtype.itemsize)
     basis = band = None
     if relative is not None:
         basis = Basis.of(relative)
@@ -98,7 +103,8 @@ def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, p
         reasons.append(f"it multiplies bfloat16 and float16, not {q.dtype}")
     if max(q.shape[3], v.shape[3]) > _WIDEST:
         reasons.append(f"its heads are at most {_WIDEST} wide, not {max(q.shape[3], v.shape[3])}")
-    other = sorted({type(term).__name__ for term in terms if not isinstance(term, RowColumn | Toeplitz | Relative)})
+    taken = RowColumn | Toeplitz | Dense | Relative
+    other = sorted({type(term).__name__ for term in terms if not isinstance(term, taken)})
     if other:
         reasons.append(f"it has no {' and no '.join(other)}")
     for relative in (term for term in terms if isinstance(term, Relative)):
@@ -131,7 +137,13 @@ class _Plain:
         dq, *d_lines = run(backward_queries, results=(Q, *(LINE for _ in given.lines)))
         dk, dv, db = run(backward_keys, results=(K, V, "b m s"))
         lines = dict(zip(given.lines, d_lines, strict=True))
-        return dq, dk, dv, None, given.gradients(columns={"bias": db}, lines=lines)
+        dense = {name: self._of_bias(x, *run(backward_bias, results=(DENSE,))) for name, x in given.dense.items()}
+        return dq, dk, dv, None, given.gradients(columns={"bias": db}, lines=lines, dense=dense)
+
+    def _of_bias(self, bias: Array, parts: Array) -> Array:
+        """The sum over the devices that share a bias: along its axes of length 1 each has given a part of its own."""
+        shared = tuple(axis for axis in (0, 1) if bias.shape[axis] == 1)
+        return jnp.sum(parts, axis=shared, keepdims=True).astype(bias.dtype)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ Source: Dao 2023 (arXiv:2307.08691), Shah et al. 2024 (arXiv:2407.08608).
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,7 @@ class Plan(Call):
     """A call, and how its passes are divided into tiles."""
 
     column_bias: bool
+    dense_bytes: int  # of an entry of a `Dense` term, 0 without
 
     @property
     def growth(self) -> float:
@@ -63,16 +65,17 @@ class Plan(Call):
 
     @property
     def forward(self) -> Blocks:
-        return Blocks(64, 64 if self.wide else 128)
+        return Blocks(64, 64 if self.wide or self.dense_bytes == 4 else 128)
 
     @property
     def dq(self) -> Blocks:
-        return Blocks(64, 64 if self.wide else 128)
+        return Blocks(64, 64 if self.wide or self.dense_bytes == 4 else 128)
 
     @property
     def dkv(self) -> Blocks:
         masked = self.left is not None or self.right is not None or self.past_or_prefix
-        return Blocks(64, 64 if self.wide or masked or self.column_bias or self.rate > 0 else 128)
+        biased = self.column_bias or self.dense_bytes > 0
+        return Blocks(64, 64 if self.wide or masked or biased or self.rate > 0 else 128)
 
     def parts(self, blocks: int) -> int:
         """Among how many programs dq divides the blocks of queries of a head where a table's gradient is summed.
@@ -164,15 +167,23 @@ class Tile:
         return mosaic.index(self.shape, int(not self.transposed)) + self.first_key
 
 
-def scores(plan: Plan, tile: Tile, product: jax.Array, columns: Mapping, window: Any) -> tuple[jax.Array, float]:
+def scores(
+    plan: Plan, tile: Tile, product: jax.Array, columns: Mapping, window: Any, dense: Any = None
+) -> tuple[jax.Array, float]:
     """(s, c): the scores log2(e) · (scale · product + biases) are c · s.
 
-    Without biases s is the product and c the scale, which the exponential then multiplies at no cost. window: the part of the table of
-    `Toeplitz` terms that the tile looks into, or None.
+    Without biases s is the product and c the scale, which the exponential then multiplies at no cost, as it does log2(e) where a `Dense`
+    term is the only bias. window: the part of the table of `Toeplitz` terms that the tile looks into, or None. dense: the tile of the
+    `Dense` term in shared memory, in base e, or None.
     """
     biases = [tile.of_keys(columns["bias"])] if "bias" in columns else []
     if window is not None:
         biases.append(mosaic.toeplitz(window, tile.shape, transposed=tile.transposed, interpret=plan.interpret))
+    added = None if dense is None else mosaic.load(dense, plgpu.Layout.WGMMA).astype(jnp.float32)
+    if added is not None and not biases:
+        return product * plan.slope + added, math.log2(math.e)
+    if added is not None:
+        biases.append(added * math.log2(math.e))
     if biases or plan.scale <= 0:
         return functools.reduce(operator.add, biases, product * plan.scale), 1.0
     return product, plan.scale
@@ -209,24 +220,37 @@ def dropped(plan: Plan, tile: Tile, p: jax.Array, rows: Mapping) -> jax.Array:
 
 
 def operands_of(given: Given, diagonals: Diagonals) -> list[jax.Array]:
-    """What the kernels are given of masks, terms and dropout: rows, columns, the windows of the table and the reach of segments, where
-    there are any."""
+    """What the kernels are given of masks, terms and dropout, in the order of `Operands`."""
     reach = []
     if "segments" in given.rows:
         own, other = given.rows["segments"], given.columns["segments"]
         own, other = (other, own) if diagonals.transposed else (own, other)
         reach = [segment_reach(own, diagonals.rows, other, diagonals.columns)]
-    return [*given.rows.values(), *given.columns.values(), *map(diagonals.windows, given.lines.values()), *reach]
+    windows = map(diagonals.windows, given.lines.values())
+    return [*given.rows.values(), *given.columns.values(), *windows, *given.dense.values(), *reach]
 
 
-def split_operands(given: Given, values: tuple) -> tuple[dict, dict, tuple, tuple, tuple]:
-    """`operands`, or what stands for them in a kernel, as (rows, columns, () or (windows,), () or (reach,), the rest)."""
-    first, second = len(given.rows), len(given.rows) + len(given.columns)
-    third = second + len(given.lines)
-    fourth = third + ("segments" in given.rows)
-    rows = dict(zip(given.rows, values[:first], strict=True))
-    columns = dict(zip(given.columns, values[first:second], strict=True))
-    return rows, columns, values[second:third], values[third:fourth], values[fourth:]
+class Operands(NamedTuple):
+    """What stands in a kernel for `Given`: rows and columns by name, and one or none of windows, matrix and reach."""
+
+    rows: dict[str, Any]
+    columns: dict[str, Any]
+    windows: tuple
+    matrices: tuple
+    reach: tuple
+
+
+def split_operands(given: Given, values: tuple) -> tuple[Operands, tuple]:
+    """`operands_of`, or what stands for them in a kernel, and the rest."""
+    rest = iter(values)
+
+    def named(like: Mapping) -> dict[str, Any]:
+        return {name: next(rest) for name in like}
+
+    rows, columns = named(given.rows), named(given.columns)
+    windows, matrices = (tuple(named(like).values()) for like in (given.lines, given.dense))
+    reach = (next(rest),) if "segments" in given.rows else ()
+    return Operands(rows, columns, windows, matrices, reach), tuple(rest)
 
 
 def segment_reach(own: jax.Array, rows: int, other: jax.Array, columns: int) -> jax.Array:
@@ -264,7 +288,7 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
     diagonals = Diagonals(plan, block.program, block.columns)
 
     def body(q_ref, k_ref, v_ref, *refs):
-        row_refs, column_refs, tables, reach, refs = split_operands(given, refs)
+        (row_refs, column_refs, tables, matrices, reach), refs = split_operands(given, refs)
         out_ref, lse_ref, q_tile, out_tile, lse_tile, barriers = refs
         b, h, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
@@ -291,14 +315,14 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
             plgpu.copy_smem_to_gmem(lse_tile.at[warpgroup], lse_ref.at[b, h, here])
             plgpu.wait_smem_to_gmem(0)
 
-        def step(indices, k_tile, v_tile, column_tiles, windows, carry):
+        def step(indices, k_tile, v_tile, column_tiles, windows, dense, carry):
             total, top, mass, row_vectors = carry
             number = low + indices[0]
             tile = Tile((block.rows, block.columns), first_query, number * block.columns)
             s = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
             window = diagonals.part(windows, warpgroup)
             column_vectors = Loaded(column_tiles, mosaic.COLUMNS)
-            s, factor = scores(plan, tile, s, column_vectors, window)
+            s, factor = scores(plan, tile, s, column_vectors, window, own_rows(dense, warpgroup))
             s = visible(plan, tile, s, HIDDEN / factor, row_vectors, column_vectors)
             higher = lax.max(top, jnp.max(s, axis=1) * factor)
             p = jnp.exp2(s * factor - tile.of_queries(higher))
@@ -320,7 +344,8 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
                 (k_ref, tile_spec(block.columns, plan.width, at)),
                 (v_ref, tile_spec(block.columns, plan.value_width, at)),
                 vector_specs(column_refs, block.columns, lambda t: (b, low + t, h)),
-                _window_specs(tables, diagonals, lambda t: (h, diagonals.of(program, low + t))),
+                window_specs(tables, diagonals, lambda t: (h, diagonals.of(program, low + t))),
+                _matrix_specs(matrices, block, lambda t: (b, h, program, low + t)),
             ],
             block.warpgroups,
         )
@@ -355,7 +380,7 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.A
     parts = plan.parts(plan.batch * programs)
 
     def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        row_refs, column_refs, tables, reach, (dq_ref, *refs) = split_operands(given, refs)
+        (row_refs, column_refs, tables, matrices, reach), (dq_ref, *refs) = split_operands(given, refs)
         line_ref, space_ref, q_tile, gradient_tile, barriers = refs if tables else (None, None, *refs)
         h, warpgroup = lax.axis_index("head"), lax.axis_index("warpgroup")
         kv_head = h // plan.group
@@ -378,7 +403,7 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.A
                 plgpu.copy_smem_to_gmem(q_tile.at[warpgroup], dq_ref.at[b, here, h])
                 plgpu.wait_smem_to_gmem(0)
 
-            def step(indices, k_tile, v_tile, column_tiles, windows, carry):
+            def step(indices, k_tile, v_tile, column_tiles, windows, dense, carry):
                 total, row_vectors = carry
                 number = low + indices[0]
                 tile = Tile((block.rows, block.columns), first_query, number * block.columns)
@@ -386,7 +411,8 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.A
                 dp = mosaic.product(gradient_tile.at[warpgroup], v_tile, tile.shape)
                 column_vectors = Loaded(column_tiles, mosaic.COLUMNS)
                 window = diagonals.part(windows, warpgroup)
-                p = probabilities(plan, tile, product, row_vectors, column_vectors, window)
+                own = own_rows(dense, warpgroup)
+                p = probabilities(plan, tile, product, row_vectors, column_vectors, window, own)
                 ds = score_gradients(plan, tile, p, dp, row_vectors)
 
                 def add_to_line():
@@ -411,7 +437,8 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.A
                     (k_ref, tile_spec(block.columns, plan.width, at)),
                     (v_ref, tile_spec(block.columns, plan.value_width, at)),
                     vector_specs(column_refs, block.columns, lambda t: (b, low + t, h)),
-                    _window_specs(tables, diagonals, lambda t: (h, diagonals.of(program, low + t))),
+                    window_specs(tables, diagonals, lambda t: (h, diagonals.of(program, low + t))),
+                    _matrix_specs(matrices, block, lambda t: (b, h, program, low + t)),
                 ],
                 block.warpgroups,
             )
@@ -459,12 +486,16 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.A
 
 
 def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradients of k and v, and of the keys' bias `[B, K, S]`, each summed over the query heads that read it."""
+    """The gradients of k and v, and of the keys' bias `[B, K, S]`, each summed over the query heads that read it.
+
+    A `Dense` term is transposed beforehand, as the tiles are: what is in memory already is copied once, and read as everywhere else.
+    """
     block = plan.dkv
     diagonals = Diagonals(plan, block.program, block.columns, transposed=True)
+    given = given._replace(dense={name: jnp.swapaxes(x, 2, 3) for name, x in given.dense.items()})
 
     def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        row_refs, column_refs, tables, reach, refs = split_operands(given, refs)
+        (row_refs, column_refs, tables, matrices, reach), refs = split_operands(given, refs)
         dk_ref, dv_ref, db_ref, k_tile, v_tile, db_tile, barriers = refs
         b, kv_head, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
@@ -495,7 +526,7 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
             plgpu.copy_smem_to_gmem(db_tile.at[warpgroup], db_ref.at[b, kv_head, here])
             plgpu.wait_smem_to_gmem(0)
 
-        def step(indices, q_tile, gradient_tile, row_tiles, windows, carry):
+        def step(indices, q_tile, gradient_tile, row_tiles, windows, dense, carry):
             dk, dv, db, column_vectors = carry
             number = low + indices[1]
             tile = Tile((block.rows, block.columns), number * block.columns, first_key, transposed=True)
@@ -503,7 +534,8 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
             dp = mosaic.product(v_tile.at[warpgroup], gradient_tile, tile.shape)
             row_vectors = Loaded(row_tiles, mosaic.COLUMNS)
             window = diagonals.part(windows, warpgroup)
-            p = probabilities(plan, tile, product, row_vectors, column_vectors, window)
+            own = own_rows(dense, warpgroup)
+            p = probabilities(plan, tile, product, row_vectors, column_vectors, window, own)
             ds = score_gradients(plan, tile, p, dp, row_vectors)
             kept = dropped(plan, tile, p, row_vectors).astype(q.dtype)
             dv = mosaic.add_product(dv, kept, gradient_tile, interpret=plan.interpret)
@@ -523,9 +555,10 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
                 (q_ref, tile_spec(block.columns, plan.width, at)),
                 (gradient_ref, tile_spec(block.columns, plan.value_width, at)),
                 vector_specs(row_refs, block.columns, at),
-                _window_specs(
+                window_specs(
                     tables, diagonals, lambda g, t: (kv_head * plan.group + g, diagonals.of(program, low + t))
                 ),
+                _matrix_specs(matrices, block, lambda g, t: (b, kv_head * plan.group + g, program, low + t)),
             ],
             block.warpgroups,
         )
@@ -549,9 +582,11 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
     )(q, k, v, gradient, *operands_of(given, diagonals))
 
 
-def probabilities(plan: Plan, tile: Tile, product, rows: Mapping, columns: Mapping, window) -> jax.Array:
+def probabilities(
+    plan: Plan, tile: Tile, product, rows: Mapping, columns: Mapping, window, dense: Any = None
+) -> jax.Array:
     """p before dropout, from the products q kᵀ and the rows' lse."""
-    s, factor = scores(plan, tile, product, columns, window)
+    s, factor = scores(plan, tile, product, columns, window, dense)
     # Masked behind the exponential: before it, a select would stand between a product and a sum that are one instruction.
     return visible(plan, tile, jnp.exp2(s * factor - tile.of_queries(rows["lse"])), 0.0, rows, columns)
 
@@ -621,10 +656,28 @@ def vector_specs(refs: dict, length: int, at) -> dict:
     }
 
 
-def _window_specs(tables: tuple, diagonals: Diagonals, at) -> tuple:
+def window_specs(tables: tuple, diagonals: Diagonals, at) -> tuple:
     """Windows of `[N, diagonals, length]`; at(step) = (head, diagonal)."""
     length = diagonals.rows + diagonals.columns
     return tuple((ref, plgpu.BlockSpec((None, None, length), lambda *step: (*at(*step), 0))) for ref in tables)
+
+
+def _matrix_specs(matrices: tuple, block: Blocks, at) -> tuple:
+    """A program's tiles of `[1 or B, 1 or N, rows, columns]`; at(step) = (batch, head, program, tile)."""
+
+    def spec(ref):
+        def where(*step):
+            b, h, program, tile = at(*step)
+            return b if ref.shape[0] > 1 else 0, h if ref.shape[1] > 1 else 0, program, tile
+
+        return plgpu.BlockSpec((None, None, block.program, block.columns), where)
+
+    return tuple((ref, spec(ref)) for ref in matrices)
+
+
+def own_rows(tiles: tuple, warpgroup: Any) -> Any:
+    """Of a program's tile the 64 rows of one warpgroup; None without one."""
+    return tiles[0].at[pl.ds(warpgroup * 64, 64)] if tiles else None
 
 
 def fetch(copies: list[tuple[Any, Any]], barrier: Any) -> None:

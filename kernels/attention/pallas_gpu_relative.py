@@ -188,7 +188,7 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
     diagonals = Diagonals(plan, block.program, block.columns)
 
     def body(q_ref, k_ref, v_ref, g_ref, *refs):
-        row_refs, column_refs, _, reach, refs = split_operands(extended, refs)
+        (row_refs, column_refs, _, _, reach), refs = split_operands(extended, refs)
         f_ref, refs = (refs[0], refs[1:]) if band.scores else (None, refs)
         out_ref, lse_ref, *refs = refs
         w_refs, refs = (refs[:3], refs[3:]) if band.values else ((), refs)
@@ -325,7 +325,7 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
     diagonals = Diagonals(plan, block.program, block.columns)
 
     def body(q_ref, k_ref, v_ref, g_ref, d_ref, *refs):
-        row_refs, column_refs, _, reach, refs = split_operands(extended, refs)
+        (row_refs, column_refs, _, _, reach), refs = split_operands(extended, refs)
         f_ref, refs = (refs[0], refs[1:]) if band.scores else (None, refs)
         dw_ref, refs = (refs[0], refs[1:]) if band.values else (None, refs)
         dq_ref, *refs = refs
@@ -460,7 +460,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
     diagonals = Diagonals(plan, block.program, block.columns, transposed=True)
 
     def body(q_ref, k_ref, v_ref, g_ref, d_ref, *refs):
-        row_refs, column_refs, _, reach, refs = split_operands(given, refs)
+        (row_refs, column_refs, _, _, reach), refs = split_operands(given, refs)
         end_ref, *refs = refs
         f_refs, refs = (refs[:1], refs[1:]) if band.scores else ((), refs)
         dw_refs, refs = (refs[:1], refs[1:]) if band.values else ((), refs)

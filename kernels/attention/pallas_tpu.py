@@ -226,6 +226,7 @@ class _Passes:
             lines=dict.fromkeys(given.lines, LINE),
             bands={name: BAND[name] for name in given.bands if name not in of_keys},
             curves=dict.fromkeys(given.curves, CURVE),
+            dense={},
         )
         of_f = of_sides._replace(g=None) if of_sides else None
         dq, d_sides, found = run(backward_queries, (Q, of_f, of_given))

@@ -201,6 +201,7 @@ def backward_queries(
                 lines=over.specs_of_tables(said.lines),
                 bands=over.specs_of_gradients(with_gradient),
                 curves={n: pl.BlockSpec((None, *shape), lambda c, *_: (c, 0, 0, 0, 0)) for n, shape in curve.items()},
+                dense={},
             ),
         ],
         shapes=[
@@ -215,6 +216,7 @@ def backward_queries(
                 },
                 bands=over.shapes_of_gradients(with_gradient, plan.blocks),
                 curves={n: jax.ShapeDtypeStruct((plan.blocks, *shape), jnp.float32) for n, shape in curve.items()},
+                dense={},
             ),
         ],
         scratch=[
@@ -236,6 +238,7 @@ def backward_queries(
         lines={name: plan.by_head(x, 0)[..., 1:] * slopes[name] for name, x in of_said.lines.items()},
         bands={name: x * slopes[name] for name, x in plan.of_bands(of_said.bands).items()},
         curves={name: plan.by_head(jnp.sum(x, axis=(3, 4)), 0) for name, x in of_said.curves.items()},
+        dense={},
     )
     return plan.unpacked(dq), d_sides, of_given
 
@@ -387,7 +390,7 @@ class Passes:
 
         curves = {name: self.plan.by_group(x, 0).reshape(-1, x.shape[1]) for name, x in given.curves.items()}
         lines, bands = self.plan.lines(given), self.plan.bands(given)
-        return Given(vectors(given.rows), vectors(given.columns), lines, bands, curves)
+        return Given(vectors(given.rows), vectors(given.columns), lines, bands, curves, {})
 
     def wide(self, sides: Sides | None, d: Sums | None, given: Given) -> tuple[Wide, Given]:
         """Of tables as products what is wide, and what is a number for each query with the rest of `given`."""
@@ -438,7 +441,7 @@ class Passes:
         rows = {name: self.row_spec(x.shape[2], shared=x.shape[1] == 1) for name, x in said.rows.items()}
         columns = {name: self.column_spec(x.shape[2], shared=x.shape[1] == 1) for name, x in said.columns.items()}
         lines, bands = self.specs_of_tables(said.lines), self.specs_of_tables(said.bands)
-        return Given(rows, columns, lines, bands, dict.fromkeys(said.curves, pl.BlockSpec(memory_space=pltpu.SMEM)))
+        return Given(rows, columns, lines, bands, dict.fromkeys(said.curves, pl.BlockSpec(memory_space=pltpu.SMEM)), {})
 
     def specs_of_tables(self, tables: dict) -> dict:
         """Of tables `[blocks or 1, rows, columns]` those of a program's block of heads; a key table has blocks of key heads."""

@@ -54,8 +54,10 @@ class Fused:
         (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(given)
         return jax.device_get((out, gradients))
 
-    def compare(self, sizes, kind="none", dtype=jnp.bfloat16, **call):
+    def compare(self, sizes, kind="none", dtype=jnp.bfloat16, *, beside=(), **call):
+        """The terms are those of the kind and those `beside` them."""
         (q, k, v, terms), cotangent = inputs(sizes, kind)
+        terms = (*terms, *beside)
         rounded = tuple(np.asarray(jnp.asarray(x, dtype), np.float32) for x in (q, k, v))
         cotangent = np.asarray(jnp.asarray(cotangent, dtype), np.float32)
         expected = truth((*rounded, terms), cotangent, **call)

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from kernels.attention import (
     AttentionMask,
     Clip,
+    Dense,
     LogBuckets,
     Multiply,
     Positions,
@@ -28,6 +29,7 @@ from kernels.attention import (
     attention,
     mosaic,
     pallas_gpu,
+    pallas_gpu_dense,
     pallas_gpu_passes,
 )
 from kernels.attention.positions import Placement
@@ -127,6 +129,72 @@ def test_relative_tables_far_from_the_diagonal(dropout):
     compare(Sizes(B=1, T=400, S=400, N=2, K=1, H=32, W=32), "query_and_value", dropout=drop)
 
 
+def dense(*shape, seed=9):
+    return Dense((np.random.default_rng(seed).standard_normal(shape) * 0.5).astype(np.float32))
+
+
+@runs
+@pytest.mark.parametrize("shape", [(1, 4), (2, 1), (2, 4), (1, 1)], ids=["heads", "rows", "whole", "one"])
+@pytest.mark.parametrize(("queries", "keys"), [(7, 63), (130, 260)])
+def test_a_dense_bias_grouped_heads_unequal_lengths(shape, queries, keys):
+    sizes = Sizes(B=2, T=queries, S=keys, N=4, K=2, H=24, W=40)
+    compare(sizes, beside=(dense(*shape, queries, keys),), mask=AttentionMask(causal=True))
+
+
+@runs
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1)])
+@pytest.mark.parametrize("mask", ["segments_window", "prefix_window", "key_valid"])
+def test_a_dense_bias_beside_others_under_masks_and_dropout(shape, mask):
+    sizes = Sizes(T=150, S=150, H=16, W=16)
+    mask, positions = MASKS[mask](sizes)
+    (*_, columns), _ = inputs(sizes, "row_column", seed=1)
+    beside = (dense(*shape, 150, 150), *columns)
+    compare(sizes, "toeplitz", beside=beside, mask=mask, positions=positions, dropout=(0.2, jax.random.key(5)))
+
+
+@runs
+@pytest.mark.parametrize("width", [96, 128])
+def test_a_dense_bias_of_wide_heads(width):
+    compare(Sizes(B=2, T=130, S=130, H=width, W=width), beside=(dense(1, 2, 130, 130),), dtype=jnp.float16)
+
+
+@runs
+def test_a_program_sums_a_dense_bias_over_several_readers(monkeypatch):
+    monkeypatch.setattr(pallas_gpu_dense, "MULTIPROCESSORS", 4)  # two programs a tile for six readers
+    compare(Sizes(B=3, T=200, S=200, H=32, W=32), beside=(dense(1, 1, 200, 200),), mask=AttentionMask(window=(20, 70)))
+
+
+@runs
+def test_several_dense_biases_are_one():
+    compare(Sizes(T=20, S=20, H=32, W=32), "dense")
+
+
+@runs
+@pytest.mark.parametrize("shape", [(1, 2), (2, 2)])
+def test_a_dense_bias_in_bfloat16(shape):
+    sizes = Sizes(T=140, S=140, H=32, W=32)
+    (q, k, v, _), cotangent = inputs(sizes, "none")
+    q, k, v = (np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32) for x in (q, k, v))
+    bias = jnp.asarray(dense(*shape, 140, 140).bias, jnp.bfloat16)
+    found = with_gradients((q, k, v, (Dense(bias),)), cotangent, jnp.bfloat16)
+    assert found[1][3][0].bias.dtype == jnp.bfloat16
+    expected = truth((q, k, v, (Dense(np.asarray(bias, np.float32)),)), cotangent)
+    for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.linalg.norm(np.asarray(got, np.float32) - want) < 8e-3 * np.linalg.norm(want)
+
+
+@runs
+def test_minus_infinity_in_a_dense_bias_masks():
+    sizes = Sizes(T=140, S=140, H=32, W=32)
+    (q, k, v, _), cotangent = inputs(sizes, "none")
+    bias = np.where(np.tri(140, dtype=bool), 0, -np.inf).astype(np.float32)[None, None]
+    found = with_gradients((q, k, v, (Dense(bias),)), cotangent, jnp.bfloat16)
+    expected = with_gradients((q, k, v, ()), cotangent, jnp.bfloat16, mask=AttentionMask(causal=True))
+    for got, want in zip(jax.tree.leaves((found[0], found[1][:3])), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.float32(got), np.float32(want), rtol=2e-2, atol=2e-2)
+    assert not found[1][3][0].bias[np.isinf(bias)].any()
+
+
 @runs
 @pytest.mark.parametrize("width", [64, 128])
 def test_a_sinusoid_is_no_table(width):
@@ -175,17 +243,50 @@ def test_the_same_bits_twice():
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@runs
+def test_the_same_bits_of_a_dense_gradient_twice():
+    (q, k, v, _), cotangent = inputs(Sizes(B=3, T=260, S=260, H=64, W=64), "none")
+    arguments = q, k, v, (dense(1, 2, 260, 260),)
+    first, second = (with_gradients(arguments, cotangent, jnp.bfloat16) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
 @pytest.mark.skipif(not ON_GPU, reason="on GPUs alone; tests/aot compiles it for eight")
-@pytest.mark.parametrize("kind", ["toeplitz", "query_and_value"])
+@pytest.mark.parametrize("kind", ["toeplitz", "query_and_value", "dense"])
 def test_over_devices_it_is_what_it_is_on_one(kind):
     """Batch over two, heads over two; a table's gradient is the sum over both halves of the batch."""
     mesh = Mesh(np.array(first(4)).reshape(2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     sizes = Sizes(T=20, S=20, N=4, K=2, H=32, W=32)
-    (q, k, v, terms), cotangent = inputs(sizes, kind)
+    (q, k, v, terms), cotangent = inputs(sizes, "none" if kind == "dense" else kind)
+    terms = (dense(1, 1, 20, 20),) if kind == "dense" else terms
     put = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("data", None, "tensor")))
     one = with_gradients((q, k, v, terms), cotangent, jnp.bfloat16)
     several = with_gradients((put(q), put(k), put(v), terms), cotangent, jnp.bfloat16)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), several, one)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1), (4, 4)], ids=["one", "heads", "rows", "whole"])
+def test_each_device_gives_its_part_of_a_dense_gradient(monkeypatch, shape):
+    """With kernels that sum what they are given, so that every part is counted once."""
+    mesh = Mesh(np.array(first(4)).reshape(2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    put = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("data", None, "tensor")))
+
+    def of_bias(plan, q, k, v, gradient, given):
+        summed = jnp.einsum("btnh,bsnh->bnts", gradient.astype(jnp.float32), k.astype(jnp.float32))
+        shared = tuple(axis for axis in (0, 1) if given.dense["bias"].shape[axis] == 1)
+        return (jnp.sum(summed, axis=shared, keepdims=True),)
+
+    monkeypatch.setattr(pallas_gpu, "backward_queries", lambda plan, q, *_: (q,))
+    monkeypatch.setattr(pallas_gpu, "backward_keys", lambda plan, q, k, v, *_: (k, v, k[..., 0].swapaxes(1, 2)))
+    monkeypatch.setattr(pallas_gpu, "backward_bias", of_bias)
+    monkeypatch.setattr(pallas_gpu, "forward", lambda plan, q, *_: (q, q[..., 0].swapaxes(1, 2)))
+    x = np.asarray(jax.random.normal(jax.random.key(0), (4, 128, 4, 32), jnp.bfloat16))
+    terms = (Dense(np.zeros((*shape, 128, 128), np.float32)),)
+
+    def run(q, k, v):
+        return with_gradients((q, k, v, terms), np.ones(x.shape, np.float32), jnp.bfloat16)[1][3][0].bias
+
+    np.testing.assert_allclose(run(put(x), put(x), put(x)), run(x, x, x), rtol=1e-5, atol=1e-4)
 
 
 @runs
@@ -195,7 +296,7 @@ def test_length_1000(width):
     compare(Sizes(B=2, T=1000, S=1000, N=4, K=2, H=width, W=width), "toeplitz", mask=AttentionMask(window=(300, 200)))
 
 
-@pytest.mark.parametrize("kind", ["none", "toeplitz", "row_column", "query_and_value"])
+@pytest.mark.parametrize("kind", ["none", "toeplitz", "row_column", "query_and_value", "dense"])
 def test_lowers_for_cuda_without_a_gpu(kind):
     sizes = Sizes(T=300, S=300, H=64, W=64)
     (q, k, v, terms), _ = inputs(sizes, kind)
@@ -210,7 +311,8 @@ def test_lowers_for_cuda_without_a_gpu(kind):
     lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).trace(q, k, v, terms).lower(lowering_platforms=("cuda",))
     text = lowered.as_text()
     assert text.count("mosaic_gpu") >= 3
-    assert "300x300x" not in text and "384x384x" not in text, "an array of all queries by all keys"
+    quadratic = "300x300x" in text or "384x384x" in text
+    assert quadratic == (kind == "dense"), "an array of all queries by all keys"
 
 
 @pytest.mark.skipif(ON_GPU, reason="this is a GPU")
@@ -255,6 +357,7 @@ def _call(dtype=jnp.bfloat16, width=32, **more):
         ("one Clip", {"terms": (Relative(query=table(Clip(3)), value=table(Clip(4))),)}),
         ("clip at most at 64, not 65", {"terms": (Relative(query=table(Clip(65))),)}),
         ("beside other terms", {"terms": (Relative(query=table(Clip(3))), Toeplitz(jnp.ones((2, 9))))}),
+        ("beside other terms", {"terms": (Relative(query=table(Clip(3))), Dense(jnp.ones((1, 2, 8, 8))))}),
         ("no Multiply", {"terms": (Multiply(jnp.ones((2, 9))),)}),
         ("no block mask", {"mask": AttentionMask(block=4)}),
         (
