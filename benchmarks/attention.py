@@ -38,6 +38,7 @@ from benchmarks.bundles import GENERATIONS, Compiler, all_of_it
 from benchmarks.report import surroundings, table
 from kernels.attention import (
     AttentionMask,
+    Dense,
     LogBuckets,
     Multiply,
     PiecewiseLinear,
@@ -147,6 +148,8 @@ def measured(setting: Setting, implementation: str, peers: str, repeats: int) ->
         f"ours ({implementation}), {name}": functools.partial(ours, setting, implementation, terms)
         for name, terms in terms_of(setting.N, setting.H).items()
     }
+    if peers in ("jax", "all"):
+        calls[f"ours ({implementation}), bias [1, N, T, T] (Dense)"] = functools.partial(dense, setting, implementation)
     if peers != "none":
         calls |= peers_in_jax(setting, fused=peers == "fused")
     yield from in_jax(setting, calls, repeats)
@@ -177,6 +180,13 @@ def ours(
 ) -> jax.Array:
     terms = (Toeplitz(values),) if any(isinstance(term, Toeplitz) for term in terms) else terms
     mask = AttentionMask(causal=setting.causal)
+    return attention(q, k, v, terms=terms, mask=mask, implementation=implementation)
+
+
+def dense(
+    setting: Setting, implementation: str, q: jax.Array, k: jax.Array, v: jax.Array, values: jax.Array
+) -> jax.Array:
+    terms, mask = (Dense(materialised(setting, values).astype(q.dtype)),), AttentionMask(causal=setting.causal)
     return attention(q, k, v, terms=terms, mask=mask, implementation=implementation)
 
 
