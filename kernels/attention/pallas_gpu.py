@@ -22,7 +22,8 @@ from kernels.attention.core import Shape, attend
 from kernels.attention.fused import DENSE, LINE, OUT, ROW, Given, K, Q, V, divided, padded, refusals_of_masks, up
 from kernels.attention.mask import AttentionMask
 from kernels.attention.pallas_gpu_dense import backward_bias
-from kernels.attention.pallas_gpu_passes import Plan, backward_keys, backward_queries, forward
+from kernels.attention.pallas_gpu_passes import backward_keys, backward_queries, forward
+from kernels.attention.pallas_gpu_plan import Plan
 from kernels.attention.pallas_gpu_relative import Band
 from kernels.attention.positions import Placement
 from kernels.attention.separable import Basis, Sides, Sums

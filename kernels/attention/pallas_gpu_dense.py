@@ -17,23 +17,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import mosaic
 from kernels.attention.fused import Given
-from kernels.attention.pallas_gpu_passes import (
-    MULTIPROCESSORS,
-    Blocks,
-    Diagonals,
-    Loaded,
-    Plan,
-    Tile,
-    fetch,
-    operands_of,
-    over_tiles,
-    probabilities,
-    score_gradients,
-    split_operands,
-    tile_spec,
-    vector_specs,
-    window_specs,
-)
+from kernels.attention.pallas_gpu_operands import operands_of, split_operands
+from kernels.attention.pallas_gpu_pipeline import fetch, over_tiles, tile_spec, vector_specs, window_specs
+from kernels.attention.pallas_gpu_plan import MULTIPROCESSORS, Blocks, Diagonals, Plan
+from kernels.attention.pallas_gpu_tile import Loaded, Tile, probabilities, score_gradients
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A pipeline over tiles in phases, of which some bring more than others: `pallas_gpu_passes.over_tiles` brings the same at every step.
+"""A pipeline over tiles in phases, of which some bring more than others: `pallas_gpu_pipeline.over_tiles` brings the same at every step.
 
 Each phase is a loop of its own on both sides, the one warpgroup that loads and those that compute. What is chosen by phase costs no
 branch, and no copies of registers where branches meet.
@@ -17,7 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels.attention.pallas_gpu_passes import STAGES
+from kernels.attention.pallas_gpu_pipeline import STAGES
 
 _LOADING_REGISTERS = 40
 _COMPUTING_REGISTERS = {1: 256, 2: 232}  # of a thread, by warpgroups: what 512 for each four threads leave, in eights

@@ -21,25 +21,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import mosaic
 from kernels.attention.fused import FLOOR, HIDDEN, Given
-from kernels.attention.pallas_gpu_passes import (
-    Blocks,
-    Diagonals,
-    Loaded,
-    Plan,
-    Tile,
-    dropped,
-    fetch,
-    operands_of,
-    probabilities,
-    score_gradients,
-    scores,
-    split_operands,
-    tile_spec,
-    vector_specs,
-    visible,
-    within_reach,
-)
+from kernels.attention.pallas_gpu_operands import operands_of, split_operands, within_reach
 from kernels.attention.pallas_gpu_phases import Phase, over_phases
+from kernels.attention.pallas_gpu_pipeline import fetch, tile_spec, vector_specs
+from kernels.attention.pallas_gpu_plan import Blocks, Diagonals, Plan
+from kernels.attention.pallas_gpu_tile import Loaded, Tile, dropped, probabilities, score_gradients, scores, visible
 from kernels.attention.separable import Sides, Sums
 
 

@@ -30,7 +30,8 @@ from kernels.attention import (
     mosaic,
     pallas_gpu,
     pallas_gpu_dense,
-    pallas_gpu_passes,
+    pallas_gpu_operands,
+    pallas_gpu_plan,
 )
 from kernels.attention.positions import Placement
 from tests.devices import first
@@ -72,7 +73,7 @@ def test_widths(width):
 @runs
 @pytest.mark.parametrize("width", [32, 128])
 def test_a_program_sums_a_table_s_gradient_over_several_blocks(monkeypatch, width):
-    monkeypatch.setattr(pallas_gpu_passes, "MULTIPROCESSORS", 4)  # two programs a head for three blocks
+    monkeypatch.setattr(pallas_gpu_plan, "MULTIPROCESSORS", 4)  # two programs a head for three blocks
     sizes = Sizes(B=1, T=260, S=400, N=2, K=1, H=width, W=width)
     compare(sizes, "toeplitz", mask=AttentionMask(window=(150, 100)), dropout=(0.1, jax.random.key(5)))
 
@@ -112,10 +113,10 @@ def test_tiles_of_other_segments_are_left_out(kind, layout):
 def test_the_reach_of_segments():
     queries = jnp.asarray([[1] * 100 + [2] * 92 + [3] * 64 + [-1] * 128])
     keys = jnp.asarray([[1] * 70 + [2] * 122 + [3] * 64 + [0] * 128])
-    reach = pallas_gpu_passes.segment_reach(queries, 128, keys, 64)
+    reach = pallas_gpu_operands.segment_reach(queries, 128, keys, 64)
     assert reach.tolist()[0][:2] == [[0, 2], [1, 3]]
-    assert pallas_gpu_passes.segment_reach(keys, 128, queries, 64).tolist()[0][:2] == [[0, 2], [1, 3]]
-    visited = functools.partial(pallas_gpu_passes.within_reach, (reach,), 0)
+    assert pallas_gpu_operands.segment_reach(keys, 128, queries, 64).tolist()[0][:2] == [[0, 2], [1, 3]]
+    visited = functools.partial(pallas_gpu_operands.within_reach, (reach,), 0)
     assert [int(x) for x in visited(1, jnp.int32(0), jnp.int32(3))] == [1, 2]
     # Queries that see nothing visit one tile, which gives them nothing.
     assert int(visited(2, jnp.int32(2), jnp.int32(3))[1]) >= 1
