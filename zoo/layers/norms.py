@@ -66,4 +66,5 @@ class Normalization(nn.Module):
         ones, zeros, shape = nn.initializers.ones, nn.initializers.zeros, x.shape[-1:]
         scale = self.param("scale", ones, shape, jnp.float32) if self.use_scale else None
         bias = self.param("bias", zeros, shape, jnp.float32) if self.use_bias else None
-        return normalize(jnp.asarray(x), scale, bias, epsilon=self.epsilon, centered=self.centered, dtype=self.dtype)
+        x, scale, bias = (a if a is None else jnp.asarray(a) for a in (x, scale, bias))
+        return normalize(x, scale, bias, epsilon=self.epsilon, centered=self.centered, dtype=self.dtype)
