@@ -138,7 +138,7 @@ def test_a_pretraining_step(tmp_path, capsys, monkeypatch):
     times = ["--rounds=2", "--steps=2", f"--json={tmp_path / 'rows.jsonl'}"]
     code = pretraining_step.main(["--model=bert-tiny", "--implementation=pallas_tpu,default", *sizes, *times])
     printed = capsys.readouterr()
-    assert code == 1 and "'pallas_tpu'): failed: " in printed.err
+    assert code == 1 and "'pallas_tpu', layers='loop'): failed: " in printed.err
     assert asked[-3:] == [32, 16, 8] and "32 rows do not fit, trying 16" in printed.err
     (line,) = (json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines())
     assert line["batch"] == rows and len(line["step_seconds"]) == 2 and line["planned_bytes"] > 0
@@ -152,7 +152,7 @@ def test_a_pretraining_step(tmp_path, capsys, monkeypatch):
 
 
 def test_a_pretraining_step_of_nothing_known():
-    for mistake in ("--model=bert-huge", "--length=1024", "--length=", "--tokens=64", "--rounds=0"):
+    for mistake in ("--model=bert-huge", "--length=1024", "--length=", "--layers=", "--tokens=64", "--rounds=0"):
         with pytest.raises(UserError):
             pretraining_step.main([mistake])
 
@@ -172,9 +172,9 @@ def test_attention(tmp_path, capsys):
     )
     tables = printed_tables(capsys)
     rows = [row for table in tables for row in table if "cuDNN" not in row["attention"]]
-    assert len(tables) == 2 and len(rows) == 10
+    assert len(tables) == 2 and len(rows) == 12
     assert_numbers(rows, "attention")
-    assert len((tmp_path / "rows").read_text().splitlines()) == 14
+    assert len((tmp_path / "rows").read_text().splitlines()) == 16
 
 
 def test_path(capsys):
