@@ -21,6 +21,7 @@ from kernels.attention.fused import FLOOR, HIDDEN, Given
 from kernels.attention.pallas_gpu_operands import operands_of, split_operands, within_reach
 from kernels.attention.pallas_gpu_pipeline import (
     fetch,
+    key_tiles,
     matrix_specs,
     over_tiles,
     own_rows,
@@ -46,7 +47,6 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
         first_query = program * block.program + warpgroup * block.rows
         seen = plan.keys_of(program * block.program, block.program, block.columns)
         low, tiles = within_reach(reach, b, program, *seen)
-        kv_head = h // plan.group
 
         def compute(run):
             here = pl.ds(first_query, block.rows)
@@ -84,17 +84,12 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
             total = mosaic.add_product(total, p, v_tile, interpret=plan.interpret)
             return total, higher, mass, row_vectors
 
-        def at(t):
-            return b, low + t, kv_head
-
         over_tiles(
             step,
             compute,
             (tiles,),
             [
-                (k_ref, tile_spec(block.columns, plan.width, at)),
-                (v_ref, tile_spec(block.columns, plan.value_width, at)),
-                vector_specs(column_refs, block.columns, lambda t: (b, low + t, h)),
+                *key_tiles(plan, block.columns, k_ref, v_ref, column_refs, h, lambda t: (b, low + t)),
                 window_specs(tables, diagonals, lambda t: (h, diagonals.of(program, low + t))),
                 matrix_specs(matrices, block, lambda t: (b, h, program, low + t)),
             ],
@@ -134,7 +129,6 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.A
         (row_refs, column_refs, tables, matrices, reach), (dq_ref, *refs) = split_operands(given, refs)
         line_ref, space_ref, q_tile, gradient_tile, barriers = refs if tables else (None, None, *refs)
         h, warpgroup = lax.axis_index("head"), lax.axis_index("warpgroup")
-        kv_head = h // plan.group
 
         def run_program(b, program):
             first_query = program * block.program + warpgroup * block.rows
@@ -177,17 +171,12 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.A
                 )
                 return total, row_vectors
 
-            def at(t):
-                return b, low + t, kv_head
-
             over_tiles(
                 step,
                 compute,
                 (tiles,),
                 [
-                    (k_ref, tile_spec(block.columns, plan.width, at)),
-                    (v_ref, tile_spec(block.columns, plan.value_width, at)),
-                    vector_specs(column_refs, block.columns, lambda t: (b, low + t, h)),
+                    *key_tiles(plan, block.columns, k_ref, v_ref, column_refs, h, lambda t: (b, low + t)),
                     window_specs(tables, diagonals, lambda t: (h, diagonals.of(program, low + t))),
                     matrix_specs(matrices, block, lambda t: (b, h, program, low + t)),
                 ],

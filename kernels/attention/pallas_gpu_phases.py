@@ -11,15 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels.attention.pallas_gpu_pipeline import STAGES
+from kernels.attention.pallas_gpu_pipeline import LOADING_REGISTERS, STAGES, flat
 
-_LOADING_REGISTERS = 40
 _COMPUTING_REGISTERS = {1: 256, 2: 232}  # of a thread, by warpgroups: what 512 for each four threads leave, in eights
 
 
@@ -39,8 +37,8 @@ def over_phases(phases: list[Phase], rounds: int, compute, operands, more, warpg
     operands, more: (ref, spec), or dicts and lists of them, whose index maps are given (round, t). Steps are given their tiles in the
     same form; those of `more` are loaded in whole phases alone.
     """
-    always, of_operands = jax.tree.flatten(operands, is_leaf=_is_pair)
-    sometimes, of_more = jax.tree.flatten(more, is_leaf=_is_pair)
+    always, of_operands = flat(operands)
+    sometimes, of_more = flat(more)
 
     def pipeline(always_tiles, sometimes_tiles, loaded, more_loaded, consumed):
         def walk(visit, state):
@@ -52,7 +50,7 @@ def over_phases(phases: list[Phase], rounds: int, compute, operands, more, warpg
             return once(jnp.int32(0), state) if rounds == 1 else lax.fori_loop(0, rounds, once, state)
 
         def load():
-            plgpu.set_max_registers(_LOADING_REGISTERS, action="decrease")
+            plgpu.set_max_registers(LOADING_REGISTERS, action="decrease")
 
             def visit(phase, number, i, step):
                 t = phase.tile(i)
@@ -102,10 +100,6 @@ def over_phases(phases: list[Phase], rounds: int, compute, operands, more, warpg
         plgpu.Barrier(num_arrivals=warpgroups, num_barriers=STAGES),
         collective_axes="warpgroup",
     )
-
-
-def _is_pair(x: Any) -> bool:
-    return isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], plgpu.BlockSpec)
 
 
 def _buffer(ref: Any, spec: plgpu.BlockSpec) -> Any:

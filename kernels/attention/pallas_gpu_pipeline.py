@@ -9,9 +9,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import mosaic
-from kernels.attention.pallas_gpu_plan import Blocks, Diagonals
+from kernels.attention.pallas_gpu_plan import Blocks, Diagonals, Plan
 
 STAGES = 2  # tiles of the other side in shared memory at a time
+LOADING_REGISTERS = 40  # of a thread of the warpgroup that loads
 
 
 def over_tiles(step, compute, grid, operands, warpgroups: int) -> None:
@@ -19,11 +20,7 @@ def over_tiles(step, compute, grid, operands, warpgroups: int) -> None:
 
     operands: (ref, spec), or dicts and tuples of them; `step` is given their tiles in the same form.
     """
-
-    def is_pair(x):
-        return isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], plgpu.BlockSpec)
-
-    pairs, tree = jax.tree.flatten(operands, is_leaf=is_pair)
+    pairs, tree = flat(operands)
 
     def flat_step(indices, *tiles_and_carry):
         *tiles, carry = tiles_and_carry
@@ -35,10 +32,33 @@ def over_tiles(step, compute, grid, operands, warpgroups: int) -> None:
         in_specs=[spec for _, spec in pairs],
         max_concurrent_steps=STAGES,
         num_compute_wgs=warpgroups,
-        memory_registers=40,
+        memory_registers=LOADING_REGISTERS,
         wg_axis="warpgroup",
         compute_context=compute,
     )(*(ref for ref, _ in pairs))
+
+
+def flat(operands: Any) -> tuple[list[tuple[Any, plgpu.BlockSpec]], Any]:
+    """The pairs (ref, spec) of dicts and sequences of them, and their structure."""
+
+    def is_pair(x: Any) -> bool:
+        return isinstance(x, tuple) and len(x) == 2 and isinstance(x[1], plgpu.BlockSpec)
+
+    return jax.tree.flatten(operands, is_leaf=is_pair)
+
+
+def key_tiles(plan: Plan, columns: int, k_ref: Any, v_ref: Any, column_refs: dict, head: Any, at) -> list:
+    """What a program of queries of a head meets of k, v and the keys' vectors; at(step) = (batch, tile)."""
+    kv_head = head // plan.group
+
+    def of_kv_head(*step):
+        return *at(*step), kv_head
+
+    return [
+        (k_ref, tile_spec(columns, plan.width, of_kv_head)),
+        (v_ref, tile_spec(columns, plan.value_width, of_kv_head)),
+        vector_specs(column_refs, columns, lambda *step: (*at(*step), head)),
+    ]
 
 
 def tile_spec(length: int, width: int, at) -> plgpu.BlockSpec:

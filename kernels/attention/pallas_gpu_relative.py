@@ -23,7 +23,7 @@ from kernels.attention import mosaic
 from kernels.attention.fused import FLOOR, HIDDEN, Given
 from kernels.attention.pallas_gpu_operands import operands_of, split_operands, within_reach
 from kernels.attention.pallas_gpu_phases import Phase, over_phases
-from kernels.attention.pallas_gpu_pipeline import fetch, tile_spec, vector_specs
+from kernels.attention.pallas_gpu_pipeline import fetch, key_tiles, tile_spec, vector_specs
 from kernels.attention.pallas_gpu_plan import Blocks, Diagonals, Plan
 from kernels.attention.pallas_gpu_tile import Loaded, Tile, dropped, probabilities, score_gradients, scores, visible
 from kernels.attention.separable import Sides, Sums
@@ -182,7 +182,6 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
         b, h, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
         first_query = program * block.program + warpgroup * block.rows
-        kv_head = h // plan.group
         row_tiles = {name: tile.at[warpgroup] for name, tile in zip(row_refs, row_tiles, strict=True)}
         row_vectors = Loaded(row_tiles, mosaic.ROWS)
 
@@ -263,18 +262,11 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
         def tile_at(t):
             return Tile((block.rows, block.columns), first_query, t * block.columns)
 
-        def at(_, t):
-            return b, t, kv_head
-
         over_phases(
             band.phases(band.keys_of(b, program, block, reach), tile_at, near, far),
             1,
             compute,
-            [
-                (k_ref, tile_spec(block.columns, plan.width, at)),
-                (v_ref, tile_spec(block.columns, plan.value_width, at)),
-                vector_specs(column_refs, block.columns, lambda _, t: (b, t, h)),
-            ],
+            key_tiles(plan, block.columns, k_ref, v_ref, column_refs, h, lambda _, t: (b, t)),
             (g_ref, plgpu.BlockSpec((block.columns, band.width), lambda _, t: (t, 0))),
             block.warpgroups,
         )
@@ -320,7 +312,6 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
         b, h, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
         first_query = program * block.program + warpgroup * block.rows
-        kv_head = h // plan.group
         row_tiles = {name: tile.at[warpgroup] for name, tile in zip(row_refs, row_tiles, strict=True)}
         row_vectors = Loaded(row_tiles, mosaic.ROWS)
 
@@ -397,18 +388,11 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
         def tile_at(t):
             return Tile((block.rows, block.columns), first_query, t * block.columns)
 
-        def at(_, t):
-            return b, t, kv_head
-
         over_phases(
             band.phases(band.keys_of(b, program, block, reach), tile_at, near, far),
             1,
             compute,
-            [
-                (k_ref, tile_spec(block.columns, plan.width, at)),
-                (v_ref, tile_spec(block.columns, plan.value_width, at)),
-                vector_specs(column_refs, block.columns, lambda _, t: (b, t, h)),
-            ],
+            key_tiles(plan, block.columns, k_ref, v_ref, column_refs, h, lambda _, t: (b, t)),
             (g_ref, plgpu.BlockSpec((block.columns, band.width), lambda _, t: (t, 0))),
             block.warpgroups,
         )
