@@ -10,6 +10,7 @@ Source: Dao 2023 (arXiv:2307.08691).
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -374,7 +375,7 @@ def turn(refs: Mapping[str, Any], down: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Passes:
+class Passes(abc.ABC):
     """What both kinds of pass share: the operands beside q, k and v, as arrays and as blocks."""
 
     plan: Plan
@@ -507,9 +508,9 @@ class Passes:
 
         return pl.BlockSpec((None, None, heads, self.plan.block), where)
 
+    @abc.abstractmethod
     def at(self, *place: Any) -> tuple[Any, Any, Any, Any]:
         """(batch, block of query heads, tile of queries, tile of keys) at a grid index."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
