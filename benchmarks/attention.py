@@ -46,10 +46,12 @@ from kernels.attention import (
     Reverse,
     RowColumn,
     Table,
+    Term,
     Toeplitz,
     attention,
 )
 from zoo.command_line import Parser, run_main
+from zoo.encodings.fire import Fire, FireNetwork, pieces
 
 FORWARD, BOTH = 4.0, 14.0  # products of B · N · T² · H
 PEERS = ("none", "fused", "jax", "all")
@@ -146,7 +148,7 @@ def measured(setting: Setting, implementation: str, peers: str, repeats: int) ->
     """(name, timing) of ours without terms, ours with them, then the peers."""
     calls = {
         f"ours ({implementation}), {name}": functools.partial(ours, setting, implementation, terms)
-        for name, terms in terms_of(setting.N, setting.H).items()
+        for name, terms in (terms_of(setting.N, setting.H) | fire(setting.N, setting.B, setting.T)).items()
     }
     if peers in ("jax", "all"):
         calls[f"ours ({implementation}), bias [1, N, T, T] (Dense)"] = functools.partial(dense, setting, implementation)
@@ -178,9 +180,19 @@ def peers_in_jax(setting: Setting, fused: bool) -> dict[str, Callable[..., jax.A
 def ours(
     setting: Setting, implementation: str, terms: tuple, q: jax.Array, k: jax.Array, v: jax.Array, values: jax.Array
 ) -> jax.Array:
-    terms = (Toeplitz(values),) if any(isinstance(term, Toeplitz) for term in terms) else terms
+    terms = tuple(with_values(term, values) for term in terms)
     mask = AttentionMask(causal=setting.causal)
     return attention(q, k, v, terms=terms, mask=mask, implementation=implementation)
+
+
+def with_values(term: Term, values: jax.Array) -> Term:
+    """The term with what is learned from `values`, by which the call is differentiated."""
+    match term:
+        case Toeplitz():
+            return Toeplitz(values)
+        case PiecewiseLinear():
+            return dataclasses.replace(term, slopes=values[:, : term.knots.shape[0]])
+    return term
 
 
 def dense(
@@ -255,14 +267,25 @@ def further_terms(heads: int, width: int, length: int) -> dict[str, tuple]:
     """As the encodings `deberta` and `fire` make them, and the other kinds."""
     rows, buckets = jnp.zeros((512, heads, width)), LogBuckets(256, 512)
     tables = Relative(query=Table(rows, buckets), key=Table(rows, Reverse(buckets)))
-    shapes = ((2 * length - 1,), (1, length), (32,), (heads, 32), (heads, 2))
     numbers = jnp.zeros((1, heads, length))
     return {
         "deberta (Relative)": (tables,),
-        "fire (PiecewiseLinear)": (PiecewiseLinear(*map(jnp.zeros, shapes)),),
+        **fire(heads, 1, length),
         "Multiply": (Multiply(jnp.zeros((heads, 2 * length - 1))),),
         "RowColumn": (RowColumn(numbers, numbers),),
     }
+
+
+def fire(heads: int, batch: int, length: int) -> dict[str, tuple[PiecewiseLinear]]:
+    """As the encoding makes it before it is trained."""
+    encoding = Fire()
+    net, _ = FireNetwork(encoding, heads).init_with_output(jax.random.key(0), None)
+    place = np.arange(length)
+    distance, scale = np.log(net.c * place[::-1] + 1), 1 / np.log(net.c * np.maximum(place, net.threshold) + 1)
+    scale = np.broadcast_to(scale, (batch, length))
+    knots, slopes, line = pieces(net)
+    arrays = map(jnp.asarray, (distance, scale, knots, slopes, line))
+    return {"fire (PiecewiseLinear)": (PiecewiseLinear(*arrays, zero=length - 1),)}
 
 
 def in_jax(setting: Setting, calls: dict[str, Callable[..., jax.Array]], repeats: int) -> Iterator[tuple[str, Timing]]:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from kernels.attention.curve import numbers_of
 from kernels.attention.dropout import row_words
 from kernels.attention.mask import AttentionMask
 from kernels.attention.positions import Placement
@@ -98,8 +99,8 @@ class Given(NamedTuple):
     backward passes "lse" and "delta".
     columns: "segments" (0 is seen by none), "prefix", "bias". lines: "bias" and "factor", `[N, T + S − 1]`, the sum of `Toeplitz` terms
     and the product of `Multiply` terms from the smallest relative position on. bands: "query", "key", "value", the tables of `Relative`
-    terms, `[R, N or K or 1, H]`, where a kernel lays them out. curves: "curve", of a `PiecewiseLinear` `[N, 2 + 2M]`, the line, M slopes and
-    M knots, whose φ is the line "distance". dense: "bias", the sum of `Dense` terms `[1 or B, 1 or N, T, S]`, in the dtype of the one or in float32.
+    terms, `[R, N or K or 1, H]`, where a kernel lays them out. curves: "curve", of a `PiecewiseLinear` its `curve.numbers_of`, whose φ is the
+    line "distance". dense: "bias", the sum of `Dense` terms `[1 or B, 1 or N, T, S]`, in the dtype of the one or in float32.
     Biases are multiplied by log2(e), but for a curve and a dense one.
     """
 
@@ -156,9 +157,10 @@ class Given(NamedTuple):
             if isinstance(term, PiecewiseLinear):
                 shared = jnp.broadcast_to(term.distance, (call.heads, *term.distance.shape))
                 lines["distance"] = _line(Toeplitz(shared, term.zero), call)
-                rows["reach"] = padded(term.row_scale.astype(jnp.float32), call.queries)
-                knots = jnp.broadcast_to(term.knots, term.slopes.shape)
-                curves["curve"] = jnp.concatenate([term.line, term.slopes, knots], axis=1).astype(jnp.float32)
+                # Queries that do not exist meet no knots that the last one does not.
+                beyond = (0, 0), (0, call.queries - queries)
+                rows["reach"] = jnp.pad(term.row_scale.astype(jnp.float32), beyond, mode="edge")
+                curves["curve"] = numbers_of(term)
         dense = {}
         matrices = [term.bias for term in terms if isinstance(term, Dense)]
         if matrices:
@@ -211,12 +213,11 @@ def refusals_of_masks(terms: tuple[Term, ...], mask: AttentionMask, placement: P
     return reasons
 
 
-def divided(
-    call: Call, function: Callable[..., tuple], operands: Sequence, given: Given, results: Sequence[str]
-) -> tuple[jax.Array, ...]:
+def divided(call: Call, function: Callable[..., tuple], operands: Sequence, given: Given, results: tuple) -> tuple:
     """function(call, *operands, given), each device with its part of batch and heads and a `Call` for it.
 
-    operands: (arrays, their axes) as trees of one structure; the axes' letters are those of `by_batch_and_heads`.
+    operands: (arrays, their axes) as trees of one structure; results: axes in a tree like what `function` gives. The axes' letters are
+    those of `by_batch_and_heads`.
     """
     kinds = {2: ("b t", "b s"), 3: (ROW, COLUMN)}
     rows = {name: kinds[x.ndim][0] for name, x in given.rows.items()}
@@ -231,12 +232,13 @@ def divided(
     arrays = (*(x for x, _ in operands), given)
     leaves, tree = jax.tree.flatten(arrays)
     axes = jax.tree.leaves((*(a for _, a in operands), axes_of_given))
+    axes_of_results, tree_of_results = jax.tree.flatten(results)
 
     def local(*parts):
         here = dataclasses.replace(call, batch=parts[0].shape[0], heads=parts[0].shape[2], kv_heads=parts[1].shape[2])
-        return function(here, *jax.tree.unflatten(tree, parts))
+        return tuple(jax.tree.leaves(function(here, *jax.tree.unflatten(tree, parts))))
 
-    return by_batch_and_heads(local, axes, results)(*leaves)
+    return jax.tree.unflatten(tree_of_results, by_batch_and_heads(local, axes, axes_of_results)(*leaves))
 
 
 def dots(x: jax.Array, y: jax.Array) -> jax.Array:

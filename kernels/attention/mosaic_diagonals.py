@@ -23,7 +23,7 @@ from kernels.attention.mosaic import steps
 from kernels.attention.skew import unskew
 
 ROWS = 64  # of a tile
-_WARPS, _WARP_ROWS, _THREADS = 4, 16, 128
+_WARPS, _WARP_ROWS, THREADS = 4, 16, 128
 _LESS = arith.CmpIPredicate.ult
 
 _LANES = np.arange(32)
@@ -50,17 +50,17 @@ def add(line: Any, tile: jax.Array, scratch: Any, *, interpret: bool) -> None:
         return
 
     def body(_, tile, line, scratch):
-        thread = arith.andi(utils.thread_idx(), _i32(_THREADS - 1))
-        warp = arith.shrui(thread, _i32(5))
-        first = _index(thread)
-        parts = (0, arith.cmpi(_LESS, thread, _i32(columns))), (columns, arith.cmpi(_LESS, thread, _i32(rows)))
+        thread = arith.andi(utils.thread_idx(), i32(THREADS - 1))
+        warp = arith.shrui(thread, i32(5))
+        first = index(thread)
+        parts = (0, arith.cmpi(_LESS, thread, i32(columns))), (columns, arith.cmpi(_LESS, thread, i32(rows)))
         before = [_load_if(within, line, _after(first, start)) for start, within in parts]
         lanes = _Lanes()
         sums = of_a_warp(lanes, _pairs(tile))
         utils.warpgroup_barrier()  # all have read the sums of the tile before
         # A warp's rows are 16 below those of the warp before, so its sums stand 16 to the left.
-        own = arith.muli(warp, _i32(_pitch(columns) - _WARP_ROWS))
-        own = _index(arith.addi(own, lanes.table(FIRST)))
+        own = arith.muli(warp, i32(_pitch(columns) - _WARP_ROWS))
+        own = index(arith.addi(own, lanes.table(FIRST)))
         for i, total in enumerate(sums):
             memref.store(total, scratch, [_after(own, rows - _WARP_ROWS + 32 * i)])
         utils.warpgroup_barrier()
@@ -82,8 +82,8 @@ def clear(ref: Any, *, interpret: bool) -> None:
 
     def body(_, ref):
         (length,) = ir.MemRefType(ref.type).shape
-        thread = _index(arith.andi(utils.thread_idx(), _i32(_THREADS - 1)))
-        stop, step = (arith.constant(ir.IndexType.get(), n) for n in (length, _THREADS))
+        thread = index(arith.andi(utils.thread_idx(), i32(THREADS - 1)))
+        stop, step = (arith.constant(ir.IndexType.get(), n) for n in (length, THREADS))
         loop = scf.ForOp(thread, stop, step)
         with ir.InsertionPoint(loop.body):
             memref.store(arith.constant(ir.F32Type.get(), 0.0), ref, [loop.induction_variable])
@@ -132,7 +132,7 @@ class _Lanes:
     def __init__(self):
         self.zero = arith.constant(ir.F32Type.get(), 0.0)
         self.add = arith.addf
-        self._own = arith.andi(utils.thread_idx(), _i32(31))
+        self._own = arith.andi(utils.thread_idx(), i32(31))
 
     def where(self, lanes: np.ndarray, x: ir.Value, y: ir.Value) -> ir.Value:
         return arith.select(arith.trunci(ir.IntegerType.get_signless(1), self._bit(lanes)), x, y)
@@ -143,15 +143,15 @@ class _Lanes:
     def table(self, numbers: np.ndarray) -> ir.Value:
         """The number of this lane, of 32 below 32."""
         bits = [(numbers >> n) & 1 for n in range(5)]
-        total = _i32(sum(1 << n for n, bit in enumerate(bits) if bit.all()))
+        total = i32(sum(1 << n for n, bit in enumerate(bits) if bit.all()))
         for n, bit in enumerate(bits):
             if bit.any() and not bit.all():
-                total = arith.ori(total, arith.shli(self._bit(bit), _i32(n)))
+                total = arith.ori(total, arith.shli(self._bit(bit), i32(n)))
         return total
 
     def _bit(self, lanes: np.ndarray) -> ir.Value:
         word = int(np.sum(lanes.astype(np.uint32) << _LANES.astype(np.uint32)))
-        return arith.andi(arith.shrui(_i32(word), self._own), _i32(1))
+        return arith.andi(arith.shrui(i32(word), self._own), i32(1))
 
 
 def _pairs(tile: Any) -> list[list[tuple[ir.Value, ir.Value]]]:
@@ -183,9 +183,9 @@ def _after(place: ir.Value, distance: int) -> ir.Value:
     return arith.addi(place, arith.constant(ir.IndexType.get(), distance))
 
 
-def _i32(value: int) -> ir.Value:
+def i32(value: int) -> ir.Value:
     return utils.c(value - (value >> 31 << 32), ir.IntegerType.get_signless(32))
 
 
-def _index(value: ir.Value) -> ir.Value:
+def index(value: ir.Value) -> ir.Value:
     return arith.index_cast(ir.IndexType.get(), value)

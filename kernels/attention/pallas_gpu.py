@@ -1,8 +1,8 @@
 """Fused attention for Hopper and newer GPUs, by Pallas on Mosaic GPU: forward and backward in memory linear in length.
 
 What it takes: bfloat16 and float16, heads up to 128 wide, grouped keys, causal, prefix and window masks, segment ids, key
-padding, dropout; `Toeplitz`, `RowColumn` and `Dense` terms, or one `Relative` with query and value tables of one clip. Whatever
-else is asked for is refused by name; `xla` computes it. Of a `Dense` bias, quadratic as it is, memory holds a padded copy and a
+padding, dropout; any sum of `Toeplitz`, `RowColumn` and `Dense` terms with one `PiecewiseLinear`, or one `Relative` with query and value
+tables of one clip. Whatever else is asked for is refused by name; `xla` computes it. Of a `Dense` bias, quadratic as it is, memory holds a padded copy and a
 transposed one, and its sum where there are several. The kernels themselves are in `pallas_gpu_passes`, `pallas_gpu_dense` and `pallas_gpu_relative`.
 """
 
@@ -11,23 +11,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels.attention import pallas_gpu_relative
 from kernels.attention.core import Shape, attend
-from kernels.attention.fused import DENSE, LINE, OUT, ROW, Given, K, Q, V, divided, padded, refusals_of_masks, up
+from kernels.attention.curve import of_numbers
+from kernels.attention.fused import CURVE, DENSE, LINE, OUT, ROW, Given, K, Q, V, divided, padded, refusals_of_masks, up
 from kernels.attention.mask import AttentionMask
 from kernels.attention.pallas_gpu_dense import backward_bias
-from kernels.attention.pallas_gpu_passes import backward_keys, backward_queries, forward
+from kernels.attention.pallas_gpu_passes import OfQueries, backward_keys, backward_queries, forward
 from kernels.attention.pallas_gpu_plan import Plan
 from kernels.attention.pallas_gpu_relative import Band
 from kernels.attention.positions import Placement
 from kernels.attention.separable import Basis, Sides, Sums
-from kernels.attention.terms import Dense, Relative, RowColumn, Term, Toeplitz
+from kernels.attention.terms import Dense, PiecewiseLinear, Relative, RowColumn, Term, Toeplitz
 
 _WIDEST = 128
 _TILE = 128  # lengths are padded to a multiple of it, with keys that nobody sees
@@ -84,6 +85,7 @@ def attention(
         interpret=interpret,
         column_bias=any(isinstance(term, RowColumn) for term in terms),
         dense_bytes=0,
+        curved=any(isinstance(term, PiecewiseLinear) for term in terms),
     )
     given = Given.of(plan, terms, mask, placement, words, (queries, keys))
     if given.dense:
@@ -104,10 +106,12 @@ def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, p
         reasons.append(f"it multiplies bfloat16 and float16, not {q.dtype}")
     if max(q.shape[3], v.shape[3]) > _WIDEST:
         reasons.append(f"its heads are at most {_WIDEST} wide, not {max(q.shape[3], v.shape[3])}")
-    taken = RowColumn | Toeplitz | Dense | Relative
+    taken = RowColumn | Toeplitz | Dense | PiecewiseLinear | Relative
     other = sorted({type(term).__name__ for term in terms if not isinstance(term, taken)})
     if other:
         reasons.append(f"it has no {' and no '.join(other)}")
+    if sum(isinstance(term, PiecewiseLinear) for term in terms) > 1:
+        reasons.append("it has one PiecewiseLinear at most")
     for relative in (term for term in terms if isinstance(term, Relative)):
         basis = Basis.of(relative)
         if len(terms) > 1:
@@ -135,11 +139,23 @@ class _Plain:
     def backward(self, q: Array, k: Array, v: Array, sides: None, d: Sums, given: Given) -> tuple:
         operands = (q, Q), (k, K), (v, V), (d.out, OUT)
         run = functools.partial(divided, self.plan, operands=operands, given=given)
-        dq, *d_lines = run(backward_queries, results=(Q, *(LINE for _ in given.lines)))
+        axes = OfQueries(
+            Q,
+            dict.fromkeys(given.lines, LINE),
+            dict.fromkeys(given.curves, CURVE),
+            {"reach": ROW} if given.curves else {},
+        )
+        of_queries = run(backward_queries, results=axes)
         dk, dv, db = run(backward_keys, results=(K, V, "b m s"))
-        lines = dict(zip(given.lines, d_lines, strict=True))
         dense = {name: self._of_bias(x, *run(backward_bias, results=(DENSE,))) for name, x in given.dense.items()}
-        return dq, dk, dv, None, given.gradients(columns={"bias": db}, lines=lines, dense=dense)
+        of_given = given.gradients(
+            rows={name: jnp.sum(x, axis=1) for name, x in of_queries.rows.items()},
+            columns={"bias": db},
+            lines=of_queries.lines,
+            curves={name: of_numbers(given.curves[name], x) for name, x in of_queries.curves.items()},
+            dense=dense,
+        )
+        return of_queries.dq, dk, dv, None, of_given
 
     def _of_bias(self, bias: Array, parts: Array) -> Array:
         """The sum over the devices that share a bias: along its axes of length 1 each has given a part of its own."""
@@ -154,33 +170,24 @@ class _Clipped:
     band: Band
 
     def forward(self, q: Array, k: Array, v: Array, sides: Sides, given: Given) -> tuple[Sums, Array]:
-        def run(here, q, k, v, sides, given):
-            sums, lse = pallas_gpu_relative.forward(self._on(here), q, k, v, sides, given)
-            return *jax.tree.leaves(sums), lse
-
         of_sides, of_sums = self._axes
         operands = (q, Q), (k, K), (v, V), (sides, of_sides)
-        *leaves, lse = divided(self.band.plan, run, operands, given, (*jax.tree.leaves(of_sums), ROW))
-        return jax.tree.unflatten(jax.tree.structure(of_sums), leaves), lse
+        return divided(self.band.plan, self._run(pallas_gpu_relative.forward), operands, given, (of_sums, ROW))
 
     def backward(self, q: Array, k: Array, v: Array, sides: Sides, d: Sums, given: Given) -> tuple:
         of_sides, of_sums = self._axes
         operands = (q, Q), (k, K), (v, V), (sides, of_sides), (d, of_sums)
         run = functools.partial(divided, self.band.plan, operands=operands, given=given)
-
-        def of_queries(here, *parts):
-            return tuple(jax.tree.leaves(pallas_gpu_relative.backward_queries(self._on(here), *parts)))
-
-        def of_keys(here, *parts):
-            return pallas_gpu_relative.backward_keys(self._on(here), *parts)
-
-        axes = of_sides._replace(g=None)
-        dq, *leaves = run(of_queries, results=(Q, *jax.tree.leaves(axes)))
+        of_queries, of_keys = (
+            self._run(f) for f in (pallas_gpu_relative.backward_queries, pallas_gpu_relative.backward_keys)
+        )
+        dq, d_sides = run(of_queries, results=(Q, of_sides._replace(g=None)))
         dk, dv = run(of_keys, results=(K, V))
-        return dq, dk, dv, jax.tree.unflatten(jax.tree.structure(axes), leaves), given.gradients()
+        return dq, dk, dv, d_sides, given.gradients()
 
-    def _on(self, here: Plan) -> Band:
-        return dataclasses.replace(self.band, plan=here)
+    def _run(self, function: Callable[..., tuple]) -> Callable[..., tuple]:
+        """The function of a `Band`, of the plan that a device has."""
+        return lambda here, *parts: function(dataclasses.replace(self.band, plan=here), *parts)
 
     @property
     def _axes(self) -> tuple[Sides, Sums]:

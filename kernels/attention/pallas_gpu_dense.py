@@ -20,7 +20,7 @@ from kernels.attention.fused import Given
 from kernels.attention.pallas_gpu_operands import operands_of, split_operands
 from kernels.attention.pallas_gpu_pipeline import fetch, over_tiles, tile_spec, vector_specs, window_specs
 from kernels.attention.pallas_gpu_plan import MULTIPROCESSORS, Blocks, Diagonals, Plan
-from kernels.attention.pallas_gpu_tile import Loaded, Tile, probabilities, score_gradients
+from kernels.attention.pallas_gpu_tile import Biases, Loaded, Tile, curve_in, probabilities, score_gradients
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ def backward_bias(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
     """The gradient of the bias `[1 or B, 1 or N, T, S]`, in its dtype where it has one reader and in float32 otherwise."""
     (bias,) = given.dense.values()
     # At width 128 tiles of two warpgroups, in both stages, would leave no shared memory for those of a float32 bias.
-    block = Blocks(64, 64, 1 if plan.wide else 2)
+    block = Blocks(64, 1 if plan.wide else 2)
     diagonals = Diagonals(plan, block.program, block.columns)
     rows, columns = plan.queries // block.program, plan.keys // block.columns
     readers = Readers(plan, *bias.shape[:2], rows * columns)
     dtype = bias.dtype if readers.count == 1 else jnp.float32
 
     def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        (row_refs, column_refs, tables, (bias_ref,), _), refs = split_operands(given, refs)
+        (row_refs, column_refs, tables, (bias_ref,), curves, _), refs = split_operands(given, refs)
         out_ref, bias_tile, out_tile, barriers = refs
         place, row, column = lax.axis_index("matrix"), lax.axis_index("row"), lax.axis_index("column")
         warpgroup = lax.axis_index("warpgroup")
@@ -89,19 +89,20 @@ def backward_bias(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
             plgpu.copy_smem_to_gmem(out_tile.at[warpgroup], out_ref.at[place, *here])
             plgpu.wait_smem_to_gmem(0)
 
-        def step(_, q_tile, gradient_tile, k_tile, v_tile, row_tiles, column_tiles, windows, total):
+        def reader(i):
+            return readers.of(matrix, part * readers.each + i)
+
+        def step(indices, q_tile, gradient_tile, k_tile, v_tile, row_tiles, column_tiles, windows, total):
             own = pl.ds(warpgroup * block.rows, block.rows)
             tile = Tile((block.rows, block.columns), first_query, first_key)
             product = mosaic.product(q_tile.at[own], k_tile, tile.shape)
             dp = mosaic.product(gradient_tile.at[own], v_tile, tile.shape)
             row_vectors = Loaded.part(row_tiles, own, mosaic.ROWS)
             column_vectors = Loaded(column_tiles, mosaic.COLUMNS)
-            window = diagonals.part(windows, warpgroup)
-            p = probabilities(plan, tile, product, row_vectors, column_vectors, window, bias_tile.at[warpgroup])
+            curve = curve_in(curves, tile, *reader(indices[0]))
+            biases = Biases(diagonals.parts(windows, warpgroup), bias_tile.at[warpgroup], curve)
+            p = probabilities(plan, tile, product, row_vectors, column_vectors, biases)
             return total + score_gradients(plan, tile, p, dp, row_vectors)
-
-        def reader(i):
-            return readers.of(matrix, part * readers.each + i)
 
         def of_queries(i):
             b, h = reader(i)

@@ -9,28 +9,38 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kernels.attention.curve import knots_met, knots_of
 from kernels.attention.fused import Given
-from kernels.attention.pallas_gpu_plan import Diagonals
+from kernels.attention.pallas_gpu_plan import WARPGROUP_ROWS, Diagonals
 
 
 def operands_of(given: Given, diagonals: Diagonals) -> list[jax.Array]:
     """What the kernels are given of masks, terms and dropout, in the order of `Operands`."""
-    reach = []
+    curves, reach = [], []
+    if given.curves:
+        numbers, own = given.curves["curve"], (WARPGROUP_ROWS, diagonals.columns)
+        tile = own[::-1] if diagonals.transposed else own
+        lengths = diagonals.plan.queries, diagonals.plan.keys
+        met = knots_met(knots_of(numbers), given.lines["distance"][0], given.rows["reach"], tile, lengths)
+        curves = [numbers, met]
     if "segments" in given.rows:
         own, other = given.rows["segments"], given.columns["segments"]
         own, other = (other, own) if diagonals.transposed else (own, other)
         reach = [segment_reach(own, diagonals.rows, other, diagonals.columns)]
     windows = map(diagonals.windows, given.lines.values())
-    return [*given.rows.values(), *given.columns.values(), *windows, *given.dense.values(), *reach]
+    return [*given.rows.values(), *given.columns.values(), *windows, *given.dense.values(), *curves, *reach]
 
 
 class Operands(NamedTuple):
-    """What stands in a kernel for `Given`: rows and columns by name, and one or none of windows, matrix and reach."""
+    """What stands in a kernel for `Given`: rows, columns and windows by name, one or none of matrix and reach, and of a curve its numbers and
+    the knots that tiles meet.
+    """
 
     rows: dict[str, Any]
     columns: dict[str, Any]
-    windows: tuple
+    windows: dict[str, Any]
     matrices: tuple
+    curves: tuple
     reach: tuple
 
 
@@ -41,10 +51,11 @@ def split_operands(given: Given, values: tuple) -> tuple[Operands, tuple]:
     def named(like: Mapping) -> dict[str, Any]:
         return {name: next(rest) for name in like}
 
-    rows, columns = named(given.rows), named(given.columns)
-    windows, matrices = (tuple(named(like).values()) for like in (given.lines, given.dense))
+    rows, columns, windows = named(given.rows), named(given.columns), named(given.lines)
+    matrices = tuple(named(given.dense).values())
+    curves = (next(rest), next(rest)) if given.curves else ()
     reach = (next(rest),) if "segments" in given.rows else ()
-    return Operands(rows, columns, windows, matrices, reach), tuple(rest)
+    return Operands(rows, columns, windows, matrices, curves, reach), tuple(rest)
 
 
 def segment_reach(own: jax.Array, rows: int, other: jax.Array, columns: int) -> jax.Array:

@@ -10,13 +10,16 @@ Source: Dao 2023 (arXiv:2307.08691), Shah et al. 2024 (arXiv:2407.08608).
 
 from __future__ import annotations
 
+import functools
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels.attention import mosaic, mosaic_diagonals
+from kernels.attention import mosaic, mosaic_diagonals, mosaic_sums
 from kernels.attention.fused import FLOOR, HIDDEN, Given
 from kernels.attention.pallas_gpu_operands import operands_of, split_operands, within_reach
 from kernels.attention.pallas_gpu_pipeline import (
@@ -31,7 +34,18 @@ from kernels.attention.pallas_gpu_pipeline import (
     window_specs,
 )
 from kernels.attention.pallas_gpu_plan import Diagonals, Plan
-from kernels.attention.pallas_gpu_tile import Loaded, Tile, dropped, probabilities, score_gradients, scores, visible
+from kernels.attention.pallas_gpu_tile import (
+    Biases,
+    Loaded,
+    Tile,
+    curve_in,
+    dropped,
+    on_diagonals,
+    probabilities,
+    score_gradients,
+    scores,
+    visible,
+)
 
 
 def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
@@ -40,7 +54,7 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
     diagonals = Diagonals(plan, block.program, block.columns)
 
     def body(q_ref, k_ref, v_ref, *refs):
-        (row_refs, column_refs, tables, matrices, reach), refs = split_operands(given, refs)
+        (row_refs, column_refs, tables, matrices, curves, reach), refs = split_operands(given, refs)
         out_ref, lse_ref, q_tile, out_tile, lse_tile, barriers = refs
         b, h, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
@@ -71,9 +85,11 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
             number = low + indices[0]
             tile = Tile((block.rows, block.columns), first_query, number * block.columns)
             s = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
-            window = diagonals.part(windows, warpgroup)
             column_vectors = Loaded(column_tiles, mosaic.COLUMNS)
-            s, factor = scores(plan, tile, s, column_vectors, window, own_rows(dense, warpgroup))
+            biases = Biases(
+                diagonals.parts(windows, warpgroup), own_rows(dense, warpgroup), curve_in(curves, tile, b, h)
+            )
+            s, factor = scores(plan, tile, s, row_vectors, column_vectors, biases)
             s = visible(plan, tile, s, HIDDEN / factor, row_vectors, column_vectors)
             higher = lax.max(top, jnp.max(s, axis=1) * factor)
             p = jnp.exp2(s * factor - tile.of_queries(higher))
@@ -114,20 +130,31 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
     )(q, k, v, *operands_of(given, diagonals))
 
 
-def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Array, ...]:
-    """The gradients of q and, if there is one, of the table; the rows hold lse and delta, too, the latter Σ gradient · out of each query.
+class OfQueries(NamedTuple):
+    """What a program of queries gives: dq, the gradients of tables and of a curve as sums of its warpgroups, and those of the rows' reach."""
 
-    Each warpgroup sums the table's gradient in a line of its own. So that lines are few, a program then runs over many blocks of
-    queries, which are programs of their own without a table.
+    dq: Any
+    lines: dict[str, Any]
+    curves: dict[str, Any]
+    rows: dict[str, Any]
+
+
+def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> OfQueries:
+    """The gradients of q, of tables `[N, T + S − 1]`, of a curve's numbers and of the rows' reach `[B, N, T]`.
+
+    The rows hold lse and delta, too, the latter Σ gradient · out of each query. Each warpgroup sums the gradient of a table in a line of its
+    own. So that lines are few, a program then runs over many blocks of queries, which are programs of their own without a table.
     """
     block = plan.dq
     diagonals = Diagonals(plan, block.program, block.columns)
     programs = plan.queries // block.program
     parts = plan.parts(plan.batch * programs)
+    curved = bool(given.curves)
 
     def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        (row_refs, column_refs, tables, matrices, reach), (dq_ref, *refs) = split_operands(given, refs)
-        line_ref, space_ref, q_tile, gradient_tile, barriers = refs if tables else (None, None, *refs)
+        (row_refs, column_refs, tables, matrices, curves, reach), refs = split_operands(given, refs)
+        results, scratch = tree_of_refs.unflatten(refs)
+        space_ref, numbers_ref, reach_tile, q_tile, gradient_tile, barriers = scratch
         h, warpgroup = lax.axis_index("head"), lax.axis_index("warpgroup")
 
         def run_program(b, program):
@@ -142,34 +169,50 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.A
                     (gradient_ref.at[b, here, h], gradient_tile.at[warpgroup]),
                 ]
                 fetch(fetched, barriers.at[warpgroup])
-                total, _ = run((mosaic.zeros((block.rows, plan.width)), vectors(row_refs, b, h, here, mosaic.ROWS)))
+                own = vectors(row_refs, b, h, here, mosaic.ROWS)
+                total, of_reach, _ = run(
+                    (mosaic.zeros((block.rows, plan.width)), [mosaic.zeros((block.rows,), mosaic.ROWS)] * curved, own)
+                )
                 q_tile.at[warpgroup][...] = (total * plan.slope).astype(q.dtype)
+                if curves:
+                    reach_tile.at[warpgroup][...] = of_reach[0]
                 plgpu.commit_smem()
-                plgpu.copy_smem_to_gmem(q_tile.at[warpgroup], dq_ref.at[b, here, h])
+                plgpu.copy_smem_to_gmem(q_tile.at[warpgroup], results.dq.at[b, here, h])
+                if curves:
+                    plgpu.copy_smem_to_gmem(reach_tile.at[warpgroup], results.rows["reach"].at[b, h, here])
                 plgpu.wait_smem_to_gmem(0)
 
             def step(indices, k_tile, v_tile, column_tiles, windows, dense, carry):
-                total, row_vectors = carry
+                total, of_reach, row_vectors = carry
                 number = low + indices[0]
                 tile = Tile((block.rows, block.columns), first_query, number * block.columns)
                 product = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
                 dp = mosaic.product(gradient_tile.at[warpgroup], v_tile, tile.shape)
                 column_vectors = Loaded(column_tiles, mosaic.COLUMNS)
-                window = diagonals.part(windows, warpgroup)
-                own = own_rows(dense, warpgroup)
-                p = probabilities(plan, tile, product, row_vectors, column_vectors, window, own)
+                curve = curve_in(curves, tile, b, h)
+                biases = Biases(diagonals.parts(windows, warpgroup), own_rows(dense, warpgroup), curve)
+                p = probabilities(plan, tile, product, row_vectors, column_vectors, biases)
                 ds = score_gradients(plan, tile, p, dp, row_vectors)
+                of_tables = {"bias": ds}
+                if curve is not None:
+                    distance = on_diagonals(plan, tile, biases, "distance")
+                    own = tile.of_queries(row_vectors["reach"])
+                    give = functools.partial(mosaic_sums.add, numbers_ref.at[warpgroup], interpret=plan.interpret)
+                    du = curve.gradients(distance * own, ds, give)
+                    of_reach = [of_reach[0] + jnp.sum(du * distance, axis=1)]
+                    of_tables["distance"] = du * own
 
-                def add_to_line():
-                    if tables:
-                        first = tile.first_key - first_query + plan.queries - block.rows
-                        line = line_ref.at[h, part, warpgroup, pl.ds(first, block.rows + block.columns)]
-                        mosaic_diagonals.add(line, ds, space_ref.at[warpgroup], interpret=plan.interpret)
+                def add_to_lines():
+                    first = tile.first_key - first_query + plan.queries - block.rows
+                    for name, ref in results.lines.items():
+                        line = ref.at[h, part, warpgroup, pl.ds(first, block.rows + block.columns)]
+                        space = space_ref.at[warpgroup]
+                        mosaic_diagonals.add(line, of_tables[name], space, interpret=plan.interpret)
 
                 total = mosaic.add_product(
-                    total, ds.astype(q.dtype), k_tile, interpret=plan.interpret, meanwhile=add_to_line
+                    total, ds.astype(q.dtype), k_tile, interpret=plan.interpret, meanwhile=add_to_lines
                 )
-                return total, row_vectors
+                return total, of_reach, row_vectors
 
             over_tiles(
                 step,
@@ -187,11 +230,13 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.A
             run_program(lax.axis_index("batch"), lax.axis_index("tile"))
             return
         part = lax.axis_index("part")
+        computes = warpgroup < block.warpgroups
 
-        @pl.when(warpgroup < block.warpgroups)
+        @pl.when(computes)
         def clear():
-            mosaic_diagonals.clear(space_ref.at[warpgroup], interpret=plan.interpret)
-            mosaic_diagonals.clear(line_ref.at[h, part, warpgroup], interpret=plan.interpret)
+            sums = [ref.at[h, part, warpgroup] for ref in results.lines.values()]
+            for ref in [space_ref.at[warpgroup], *([numbers_ref.at[warpgroup]] if curves else []), *sums]:
+                mosaic_diagonals.clear(ref, interpret=plan.interpret)
 
         @pl.loop(0, -(-plan.batch * programs // parts))
         def turn(i):
@@ -202,27 +247,52 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.A
             def run():
                 run_program(lax.div(index, programs), lax.rem(index, programs))
 
-    grid = {"head": plan.heads, "tile": programs, "batch": plan.batch}
-    of_lines: tuple[list, list] = [], []
-    if given.lines:
-        grid = {"head": plan.heads, "part": parts}
-        shape = (plan.heads, parts, block.warpgroups, plan.queries + plan.keys)
-        space = (block.warpgroups, mosaic_diagonals.space(block.columns))
-        of_lines = [jax.ShapeDtypeStruct(shape, jnp.float32)], [plgpu.SMEM(space, jnp.float32)]
-    dq, *lines = mosaic.kernel(
+        if curves:
+
+            @pl.when(computes)
+            def write():
+                line = results.curves["curve"].at[h, part, warpgroup]
+                mosaic_sums.write(line, numbers_ref.at[warpgroup], interpret=plan.interpret)
+
+    grid = (
+        {"head": plan.heads, "part": parts}
+        if given.lines
+        else {"head": plan.heads, "tile": programs, "batch": plan.batch}
+    )
+    each = (plan.heads, parts, block.warpgroups)
+    rows_of_warpgroups = (block.warpgroups, block.rows)
+    sums = {name: x.shape[1] * mosaic_sums.WARPS for name, x in given.curves.items()}
+    out = OfQueries(
+        dq=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        lines=dict.fromkeys(given.lines, jax.ShapeDtypeStruct((*each, plan.queries + plan.keys), jnp.float32)),
+        curves={name: jax.ShapeDtypeStruct((*each, size), jnp.float32) for name, size in sums.items()},
+        rows={"reach": jax.ShapeDtypeStruct((plan.batch, plan.heads, plan.queries), jnp.float32)} if curved else {},
+    )
+    scratch = [
+        plgpu.SMEM((block.warpgroups, mosaic_diagonals.space(block.columns)), jnp.float32) if given.lines else None,
+        plgpu.SMEM((block.warpgroups, sums["curve"]), jnp.float32) if curved else None,
+        plgpu.SMEM(rows_of_warpgroups, jnp.float32) if curved else None,
+        plgpu.SMEM((*rows_of_warpgroups, plan.width), q.dtype),
+        plgpu.SMEM((*rows_of_warpgroups, plan.value_width), q.dtype),
+        plgpu.Barrier(num_arrivals=2, num_barriers=block.warpgroups),
+    ]
+    outputs, tree = jax.tree.flatten(out)
+    buffers, tree_of_refs = jax.tree.flatten((out, scratch))
+    results = mosaic.kernel(
         body,
-        out=(jax.ShapeDtypeStruct(q.shape, q.dtype), *of_lines[0]),
-        scratch=[
-            *of_lines[1],
-            plgpu.SMEM((block.warpgroups, block.rows, plan.width), q.dtype),
-            plgpu.SMEM((block.warpgroups, block.rows, plan.value_width), q.dtype),
-            plgpu.Barrier(num_arrivals=2, num_barriers=block.warpgroups),
-        ],
+        out=tuple(outputs),
+        scratch=buffers[len(outputs) :],
         grid=grid,
         warpgroups=block.warpgroups,
         interpret=plan.interpret,
     )(q, k, v, gradient, *operands_of(given, diagonals))
-    return dq, *(jnp.sum(line, axis=(1, 2))[:, 1:] for line in lines)
+    found = tree.unflatten(results)
+    return found._replace(
+        lines={name: jnp.sum(x, axis=(1, 2))[:, 1:] for name, x in found.lines.items()},
+        curves={
+            name: jnp.sum(x.reshape(*each, -1, mosaic_sums.WARPS), axis=(1, 2, 4)) for name, x in found.curves.items()
+        },
+    )
 
 
 def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -235,7 +305,7 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
     given = given._replace(dense={name: jnp.swapaxes(x, 2, 3) for name, x in given.dense.items()})
 
     def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        (row_refs, column_refs, tables, matrices, reach), refs = split_operands(given, refs)
+        (row_refs, column_refs, tables, matrices, curves, reach), refs = split_operands(given, refs)
         dk_ref, dv_ref, db_ref, k_tile, v_tile, db_tile, barriers = refs
         b, kv_head, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
@@ -273,9 +343,9 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
             product = mosaic.product(k_tile.at[warpgroup], q_tile, tile.shape)
             dp = mosaic.product(v_tile.at[warpgroup], gradient_tile, tile.shape)
             row_vectors = Loaded(row_tiles, mosaic.COLUMNS)
-            window = diagonals.part(windows, warpgroup)
-            own = own_rows(dense, warpgroup)
-            p = probabilities(plan, tile, product, row_vectors, column_vectors, window, own)
+            curve = curve_in(curves, tile, b, kv_head * plan.group + indices[0])
+            biases = Biases(diagonals.parts(windows, warpgroup), own_rows(dense, warpgroup), curve)
+            p = probabilities(plan, tile, product, row_vectors, column_vectors, biases)
             ds = score_gradients(plan, tile, p, dp, row_vectors)
             kept = dropped(plan, tile, p, row_vectors).astype(q.dtype)
             dv = mosaic.add_product(dv, kept, gradient_tile, interpret=plan.interpret)

@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import mosaic
-from kernels.attention.pallas_gpu_plan import Blocks, Diagonals, Plan
+from kernels.attention.pallas_gpu_plan import WARPGROUP_ROWS, Blocks, Diagonals, Plan
 
 STAGES = 2  # tiles of the other side in shared memory at a time
 LOADING_REGISTERS = 40  # of a thread of the warpgroup that loads
@@ -90,10 +90,10 @@ def vector_specs(refs: dict, length: int, at) -> dict:
     }
 
 
-def window_specs(tables: tuple, diagonals: Diagonals, at) -> tuple:
+def window_specs(tables: dict, diagonals: Diagonals, at) -> dict:
     """Windows of `[N, diagonals, length]`; at(step) = (head, diagonal)."""
-    length = diagonals.rows + diagonals.columns
-    return tuple((ref, plgpu.BlockSpec((None, None, length), lambda *step: (*at(*step), 0))) for ref in tables)
+    spec = plgpu.BlockSpec((None, None, diagonals.rows + diagonals.columns), lambda *step: (*at(*step), 0))
+    return {name: (ref, spec) for name, ref in tables.items()}
 
 
 def matrix_specs(matrices: tuple, block: Blocks, at) -> tuple:
@@ -110,8 +110,8 @@ def matrix_specs(matrices: tuple, block: Blocks, at) -> tuple:
 
 
 def own_rows(tiles: tuple, warpgroup: Any) -> Any:
-    """Of a program's tile the 64 rows of one warpgroup; None without one."""
-    return tiles[0].at[pl.ds(warpgroup * 64, 64)] if tiles else None
+    """Of a program's tile the rows of one warpgroup; None without one."""
+    return tiles[0].at[pl.ds(warpgroup * WARPGROUP_ROWS, WARPGROUP_ROWS)] if tiles else None
 
 
 def fetch(copies: list[tuple[Any, Any]], barrier: Any) -> None:

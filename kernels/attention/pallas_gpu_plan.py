@@ -11,16 +11,21 @@ from jax.experimental import pallas as pl
 
 from kernels.attention.fused import Call
 
+WARPGROUP_ROWS = 64  # of a tile, what WGMMA multiplies at a time
 MULTIPROCESSORS = 132  # of an H100; of these programs each runs one at a time
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Rows and columns of one warpgroup's tile, and how many warpgroups compute."""
+    """Columns of one warpgroup's tile, and how many warpgroups compute."""
 
-    rows: int
     columns: int
     warpgroups: int = 2
+
+    @property
+    def rows(self) -> int:
+        """Rows of one warpgroup's tile."""
+        return WARPGROUP_ROWS
 
     @property
     def program(self) -> int:
@@ -34,6 +39,7 @@ class Plan(Call):
 
     column_bias: bool
     dense_bytes: int  # of an entry of a `Dense` term, 0 without
+    curved: bool  # by a `PiecewiseLinear` term
 
     @property
     def growth(self) -> float:
@@ -48,17 +54,20 @@ class Plan(Call):
 
     @property
     def forward(self) -> Blocks:
-        return Blocks(64, 64 if self.wide or self.dense_bytes == 4 else 128)
+        return self._blocks(self.dense_bytes == 4)
 
     @property
     def dq(self) -> Blocks:
-        return Blocks(64, 64 if self.wide or self.dense_bytes == 4 else 128)
+        return self._blocks(self.dense_bytes == 4)
 
     @property
     def dkv(self) -> Blocks:
         masked = self.left is not None or self.right is not None or self.past_or_prefix
         biased = self.column_bias or self.dense_bytes > 0
-        return Blocks(64, 64 if self.wide or masked or biased or self.rate > 0 else 128)
+        return self._blocks(masked or biased or self.rate > 0)
+
+    def _blocks(self, narrow: bool) -> Blocks:
+        return Blocks(64 if narrow or self.wide or self.curved else 128)
 
     def parts(self, blocks: int) -> int:
         """Among how many programs dq divides the blocks of queries of a head where a table's gradient is summed.
@@ -107,10 +116,12 @@ class Diagonals:
         """The diagonal on which a program meets a tile."""
         return self.before + (program * self.step - tile if self.transposed else tile - program * self.step)
 
-    def part(self, windows: tuple, warpgroup: Any) -> Any:
-        """What of a program's window the tile of one warpgroup, 64 rows, looks into; None without a table."""
-        start = warpgroup * 64 if self.transposed else self.rows - 64 - warpgroup * 64
-        return windows[0].at[pl.ds(start, 64 + self.columns)] if windows else None
+    def parts(self, windows: dict[str, Any], warpgroup: Any) -> dict[str, Any]:
+        """What of a program's windows the tile of one warpgroup looks into."""
+        before = warpgroup * WARPGROUP_ROWS
+        start = before if self.transposed else self.rows - WARPGROUP_ROWS - before
+        here = pl.ds(start, WARPGROUP_ROWS + self.columns)
+        return {name: window.at[here] for name, window in windows.items()}
 
     def windows(self, table: jax.Array) -> jax.Array:
         """`[N, count, rows + columns]` of a table `[N, T + S − 1]` whose first column is the smallest relative position."""

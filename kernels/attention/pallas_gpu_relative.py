@@ -25,7 +25,16 @@ from kernels.attention.pallas_gpu_operands import operands_of, split_operands, w
 from kernels.attention.pallas_gpu_phases import Phase, over_phases
 from kernels.attention.pallas_gpu_pipeline import fetch, key_tiles, tile_spec, vector_specs
 from kernels.attention.pallas_gpu_plan import Blocks, Diagonals, Plan
-from kernels.attention.pallas_gpu_tile import Loaded, Tile, dropped, probabilities, score_gradients, scores, visible
+from kernels.attention.pallas_gpu_tile import (
+    NO_BIASES,
+    Loaded,
+    Tile,
+    dropped,
+    probabilities,
+    score_gradients,
+    scores,
+    visible,
+)
 from kernels.attention.separable import Sides, Sums
 
 
@@ -41,15 +50,15 @@ class Band:
 
     @property
     def forward(self) -> Blocks:
-        return Blocks(64, self.plan.forward.columns if self._narrow else 64)
+        return Blocks(self.plan.forward.columns if self._narrow else 64)
 
     @property
     def dq(self) -> Blocks:
-        return Blocks(64, self.plan.dq.columns) if self._narrow else Blocks(64, 64, 1)
+        return Blocks(self.plan.dq.columns) if self._narrow else Blocks(64, 1)
 
     @property
     def dkv(self) -> Blocks:
-        return Blocks(64, self.plan.dkv.columns) if self._narrow else Blocks(64, 64, 1)
+        return Blocks(self.plan.dkv.columns) if self._narrow else Blocks(64, 1)
 
     @property
     def _narrow(self) -> bool:
@@ -174,7 +183,7 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
     diagonals = Diagonals(plan, block.program, block.columns)
 
     def body(q_ref, k_ref, v_ref, g_ref, *refs):
-        (row_refs, column_refs, _, _, reach), refs = split_operands(extended, refs)
+        (row_refs, column_refs, *_, reach), refs = split_operands(extended, refs)
         f_ref, refs = (refs[0], refs[1:]) if band.scores else (None, refs)
         out_ref, lse_ref, *refs = refs
         w_refs, refs = (refs[:3], refs[3:]) if band.values else ((), refs)
@@ -218,7 +227,7 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
         def seen_by(tile, s, end, v_part, column_vectors, carry):
             """(the next total, top and mass, what earlier sums shrink by, the probabilities after dropout), from products."""
             total, top, mass, _ = carry
-            s, factor = scores(plan, tile, s, column_vectors, None)
+            s, factor = scores(plan, tile, s, row_vectors, column_vectors, NO_BIASES)
             s = visible(plan, tile, s, HIDDEN / factor, row_vectors, column_vectors)
             higher = lax.max(top, jnp.max(s, axis=1) * factor + end)
             p = jnp.exp2(s * factor - tile.of_queries(higher - end))
@@ -303,7 +312,7 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
     diagonals = Diagonals(plan, block.program, block.columns)
 
     def body(q_ref, k_ref, v_ref, g_ref, d_ref, *refs):
-        (row_refs, column_refs, _, _, reach), refs = split_operands(extended, refs)
+        (row_refs, column_refs, *_, reach), refs = split_operands(extended, refs)
         f_ref, refs = (refs[0], refs[1:]) if band.scores else (None, refs)
         dw_ref, refs = (refs[0], refs[1:]) if band.values else (None, refs)
         dq_ref, *refs = refs
@@ -352,7 +361,7 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
             if band.scores:
                 products = mosaic.product(f_tile.at[warpgroup], g_tile.at[here], tile.shape)
                 s = s + band.relative(tile, products, functools.partial(_end, row_vectors, "c"))
-            p = probabilities(plan, tile, s, row_vectors, column_vectors, None)
+            p = probabilities(plan, tile, s, row_vectors, column_vectors, NO_BIASES)
             dp = mosaic.product(d_tile.at[warpgroup], v_tile.at[here], tile.shape)
             if band.values:
                 products = mosaic.product(dw_tile.at[warpgroup], g_tile.at[here], tile.shape)
@@ -374,7 +383,7 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
             lse = row_vectors["lse"]
             if band.scores:
                 lse = lse - _end(row_vectors, "c", ahead) * plan.scale
-            p = probabilities(plan, tile, s, ChainMap({"lse": lse}, row_vectors), column_vectors, None)
+            p = probabilities(plan, tile, s, ChainMap({"lse": lse}, row_vectors), column_vectors, NO_BIASES)
             dp = mosaic.product(d_tile.at[warpgroup], v_tile.at[here], tile.shape)
             delta = row_vectors["delta"]
             if band.values and plan.rate == 0:
@@ -430,7 +439,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
     diagonals = Diagonals(plan, block.program, block.columns, transposed=True)
 
     def body(q_ref, k_ref, v_ref, g_ref, d_ref, *refs):
-        (row_refs, column_refs, _, _, reach), refs = split_operands(given, refs)
+        (row_refs, column_refs, *_, reach), refs = split_operands(given, refs)
         end_ref, *refs = refs
         f_refs, refs = (refs[:1], refs[1:]) if band.scores else ((), refs)
         dw_refs, refs = (refs[:1], refs[1:]) if band.values else ((), refs)
@@ -471,7 +480,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
             if band.scores:
                 products = mosaic.product(g_tile.at[warpgroup], f_tiles[0].at[here], tile.shape)
                 s = s + band.relative(tile, products, lambda ahead: ends_at(end_tile, here, ahead)["c"])
-            p = probabilities(plan, tile, s, row_vectors, column_vectors, None)
+            p = probabilities(plan, tile, s, row_vectors, column_vectors, NO_BIASES)
             kept = dropped(plan, tile, p, row_vectors).astype(q.dtype)
             dv = mosaic.add_product(dv, kept, d_tile.at[here], interpret=plan.interpret)
             dp = mosaic.product(v_tile.at[warpgroup], d_tile.at[here], tile.shape)
@@ -487,7 +496,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
             ends = ends_at(end_tile, here, ahead)
             row_vectors = ChainMap(ends, Loaded.part(row_tiles, here, mosaic.COLUMNS))
             s = mosaic.product(k_tile.at[warpgroup], q_tile.at[here], tile.shape)
-            p = probabilities(plan, tile, s, row_vectors, column_vectors, None)
+            p = probabilities(plan, tile, s, row_vectors, column_vectors, NO_BIASES)
             kept = dropped(plan, tile, p, row_vectors).astype(q.dtype)
             dv = mosaic.add_product(dv, kept, d_tile.at[here], interpret=plan.interpret)
             dp = mosaic.product(v_tile.at[warpgroup], d_tile.at[here], tile.shape)

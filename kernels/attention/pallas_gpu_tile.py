@@ -7,13 +7,15 @@ import math
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import mosaic, mosaic_pairs
+from kernels.attention.curve import Curve
 from kernels.attention.dropout import kept, shared_hash
 from kernels.attention.pallas_gpu_plan import Plan
 
@@ -71,25 +73,56 @@ class Loaded(Mapping):
         return len(self.tiles)
 
 
+class Biases(NamedTuple):
+    """What is added to a tile's scores beside the bias of its keys, in shared memory: by name the windows of tables that the tile looks into,
+    the tile of a `Dense` term, the curve of a `PiecewiseLinear` whose φ is the window "distance".
+    """
+
+    windows: Mapping[str, Any]
+    dense: Any
+    curve: Curve | None
+
+
+NO_BIASES = Biases({}, None, None)
+
+
+def curve_in(curves: tuple, tile: Tile, b: Any, h: Any) -> Curve | None:
+    """The function of a row of the batch and a head in a tile; curves: as in `Operands`."""
+    if not curves:
+        return None
+    numbers, met = curves
+    queries, keys = tile.shape[::-1] if tile.transposed else tile.shape
+    place = b, lax.div(tile.first_query, queries), lax.div(tile.first_key, keys)
+    return Curve(numbers, h, met[*place, 0], met[*place, 1])
+
+
+def on_diagonals(plan: Plan, tile: Tile, biases: Biases, name: str) -> jax.Array:
+    """Of every entry the table's value at its relative position."""
+    return mosaic.toeplitz(biases.windows[name], tile.shape, transposed=tile.transposed, interpret=plan.interpret)
+
+
 def scores(
-    plan: Plan, tile: Tile, product: jax.Array, columns: Mapping, window: Any, dense: Any = None
+    plan: Plan, tile: Tile, product: jax.Array, rows: Mapping, columns: Mapping, biases: Biases
 ) -> tuple[jax.Array, float]:
     """(s, c): the scores log2(e) · (scale · product + biases) are c · s.
 
-    Without biases s is the product and c the scale, which the exponential then multiplies at no cost, as it does log2(e) where a `Dense`
-    term is the only bias. window: the part of the table of `Toeplitz` terms that the tile looks into, or None. dense: the tile of the
-    `Dense` term in shared memory, in base e, or None.
+    Without biases s is the product and c the scale, which the exponential then multiplies at no cost, as it does log2(e) where there are
+    only biases in base e, a `Dense` term and a curve.
     """
-    biases = [tile.of_keys(columns["bias"])] if "bias" in columns else []
-    if window is not None:
-        biases.append(mosaic.toeplitz(window, tile.shape, transposed=tile.transposed, interpret=plan.interpret))
-    added = None if dense is None else mosaic.load(dense, plgpu.Layout.WGMMA).astype(jnp.float32)
-    if added is not None and not biases:
-        return product * plan.slope + added, math.log2(math.e)
-    if added is not None:
-        biases.append(added * math.log2(math.e))
-    if biases or plan.scale <= 0:
-        return functools.reduce(operator.add, biases, product * plan.scale), 1.0
+    natural, binary = [], []
+    if biases.dense is not None:
+        natural.append(mosaic.load(biases.dense, plgpu.Layout.WGMMA).astype(jnp.float32))
+    if biases.curve is not None:
+        natural.append(biases.curve.at(on_diagonals(plan, tile, biases, "distance") * tile.of_queries(rows["reach"])))
+    if "bias" in columns:
+        binary.append(tile.of_keys(columns["bias"]))
+    if "bias" in biases.windows:
+        binary.append(on_diagonals(plan, tile, biases, "bias"))
+    if natural and not binary:
+        return functools.reduce(operator.add, natural, product * plan.slope), math.log2(math.e)
+    binary += [bias * math.log2(math.e) for bias in natural]
+    if binary or plan.scale <= 0:
+        return functools.reduce(operator.add, binary, product * plan.scale), 1.0
     return product, plan.scale
 
 
@@ -111,11 +144,9 @@ def visible(plan: Plan, tile: Tile, x: jax.Array, hidden: float, rows: Mapping, 
     return x
 
 
-def probabilities(
-    plan: Plan, tile: Tile, product, rows: Mapping, columns: Mapping, window, dense: Any = None
-) -> jax.Array:
+def probabilities(plan: Plan, tile: Tile, product, rows: Mapping, columns: Mapping, biases: Biases) -> jax.Array:
     """p before dropout, from the products q kᵀ and the rows' lse."""
-    s, factor = scores(plan, tile, product, columns, window, dense)
+    s, factor = scores(plan, tile, product, rows, columns, biases)
     # Masked behind the exponential: before it, a select would stand between a product and a sum that are one instruction.
     return visible(plan, tile, jnp.exp2(s * factor - tile.of_queries(rows["lse"])), 0.0, rows, columns)
 

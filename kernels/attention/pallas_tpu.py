@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from kernels.attention.core import Shape, attend
+from kernels.attention.curve import of_numbers
 from kernels.attention.fused import (
     BAND,
     COLUMN,
@@ -213,12 +211,12 @@ class _Passes:
     def forward(self, q: Array, k: Array, v: Array, sides: Sides | None, given: Given) -> tuple[Sums, Array]:
         of_sides, of_sums = self._axes
         operands = (q, Q), (k, K), (v, V), (sides, of_sides)
-        return _trees(self.plan, operands, given, forward, (of_sums, ROW))
+        return divided(self.plan, forward, operands, given, (of_sums, ROW))
 
     def backward(self, q: Array, k: Array, v: Array, sides: Sides | None, d: Sums, given: Given) -> tuple:
         of_sides, of_sums = self._axes
         operands = (q, Q), (k, K), (v, V), (sides, of_sides), (d, of_sums)
-        run = functools.partial(_trees, self.plan, operands, given)
+        run = functools.partial(divided, self.plan, operands=operands, given=given)
         of_keys = {name: BAND[name] for name in ("key",) if name in given.bands}
         of_given = Given(
             rows={name: ROW for name in given.rows if name == "reach"},
@@ -229,9 +227,9 @@ class _Passes:
             dense={},
         )
         of_f = of_sides._replace(g=None) if of_sides else None
-        dq, d_sides, found = run(backward_queries, (Q, of_f, of_given))
+        dq, d_sides, found = run(backward_queries, results=(Q, of_f, of_given))
         columns = {name: COLUMN for name in given.columns if name == "bias"}
-        dk, dv, d_columns, d_key = run(backward_keys, (K, V, columns, of_keys))
+        dk, dv, d_columns, d_key = run(backward_keys, results=(K, V, columns, of_keys))
         d_bands = {
             name: (jnp.sum(x, axis=1, keepdims=True) if given.bands[name].shape[1] == 1 else x).astype(q.dtype)
             for name, x in (found.bands | d_key).items()
@@ -241,16 +239,6 @@ class _Passes:
             columns=d_columns,
             lines=found.lines,
             bands=d_bands,
-            curves=found.curves,
+            curves={name: of_numbers(given.curves[name], x) for name, x in found.curves.items()},
         )
         return dq, dk, dv, d_sides, d_given
-
-
-def _trees(plan: Plan, operands: tuple, given: Given, function: Callable[..., tuple], results: tuple) -> tuple:
-    """`divided` for results in trees."""
-    axes, tree = jax.tree.flatten(results)
-
-    def leaves(*parts: Any) -> tuple[Array, ...]:
-        return tuple(jax.tree.leaves(function(*parts)))
-
-    return jax.tree.unflatten(tree, divided(plan, leaves, operands, given, axes))

@@ -11,6 +11,7 @@ Source: Dao 2023 (arXiv:2307.08691).
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +23,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels import mosaic_tpu
+from kernels.attention.curve import knots_met, knots_of
 from kernels.attention.fused import FLOOR, Given
 from kernels.attention.pallas_tpu_bands import Gradient
 from kernels.attention.pallas_tpu_clipped import Cases, Wide
-from kernels.attention.pallas_tpu_curve import REGISTER
 from kernels.attention.pallas_tpu_plan import LANES, Plan
 from kernels.attention.pallas_tpu_products import product
-from kernels.attention.pallas_tpu_tile import Tile
+from kernels.attention.pallas_tpu_tile import Tile, by_strips
 from kernels.attention.separable import Sides, Sums
+
+_REGISTER = (8, 128)
 
 
 def forward(
@@ -42,7 +45,7 @@ def forward(
         q_ref, k_ref, v_ref, wide, said, out_ref, lse_ref, w_refs, p_refs, top, mass, total, added, w, p_far, down, work
     ):
         first_query, first_key, step, is_visited = over.place()
-        tile = Tile(plan, first_query, first_key, said._replace(rows=down), pl.program_id(0), work)
+        tile = Tile(plan, first_query, first_key, said._replace(rows=down), pl.program_id(0), pl.program_id(1), work)
 
         @pl.when(step == 0)
         def begin():
@@ -128,7 +131,7 @@ def backward_queries(
         q_ref, k_ref, v_ref, d_ref, wide, said, dq_ref, df_refs, dc_refs, of_said, total, df, dc, reach, down, work
     ):
         first_query, first_key, step, is_visited = over.place()
-        tile = Tile(plan, first_query, first_key, said._replace(rows=down), pl.program_id(0), work)
+        tile = Tile(plan, first_query, first_key, said._replace(rows=down), pl.program_id(0), pl.program_id(1), work)
 
         @pl.when(step == 0)
         def begin():
@@ -153,7 +156,8 @@ def backward_queries(
                     tile.add_to_line(of_said.lines["bias"], head, ds)
                 if "curve" in said.curves:
                     distance, own = tile.on_line("distance", head), tile.of_queries("reach", head)
-                    du = tile.curve(head).gradients(distance * own, ds, of_said.curves["curve"].at[head])
+                    give = functools.partial(add_folded, of_said.curves["curve"], head)
+                    du = by_strips(functools.partial(tile.curve(head).gradients, give=give), distance * own, ds)
                     tile.add_to_line(of_said.lines["distance"], head, du * own)
                     of_reach = jnp.sum(du * distance, axis=1, keepdims=True)
                     reach["reach"][head] += jnp.broadcast_to(of_reach, reach["reach"].shape[1:])
@@ -184,7 +188,7 @@ def backward_queries(
     with_gradient = {name: x for name, x in said.bands.items() if name != "key"}
     tile = over.query_tile()
     reaches = [name for name in said.rows if name == "reach"]
-    curve = {name: (plan.per, x.shape[1], *REGISTER) for name, x in said.curves.items()}
+    curve = {name: (plan.per, x.shape[1], *_REGISTER) for name, x in given.curves.items()}
     parts, far = len(wide.f), 2 if wide.f else 0
     dq, df, dc, of_said = mosaic_tpu.kernel(
         body,
@@ -253,7 +257,9 @@ def backward_keys(
     def body(q_ref, k_ref, v_ref, gradient_ref, wide, said, dk_ref, dv_ref, d_columns, d_bands, dk, dv, db, down, work):
         first_query, first_key, (group, step), is_visited = over.place()
         block = group * plan.kv_blocks + pl.program_id(0)
-        tile = Tile(plan, first_query, first_key, said._replace(columns=down), block, work, transposed=True)
+        tile = Tile(
+            plan, first_query, first_key, said._replace(columns=down), block, pl.program_id(1), work, transposed=True
+        )
 
         @pl.when((group == 0) & (step == 0))
         def begin():
@@ -356,6 +362,13 @@ def clear(*refs: Any) -> None:
         ref[...] = jnp.zeros(ref.shape, jnp.float32)
 
 
+def add_folded(sums: Any, head: int, place: Any, x: jax.Array) -> None:
+    """Adds to the register of a head and place what adds up to the entries of x."""
+    rows, lanes = _REGISTER
+    x = jnp.sum(x.reshape(-1, rows, x.shape[1]), axis=0)
+    sums[head, place] += sum(x[:, n : n + lanes] for n in range(0, x.shape[1], lanes))
+
+
 def write(ref: Any, numbers: jax.Array | list[jax.Array]) -> None:
     """A number of each row and head, `[block, 128]` with it in all lanes, into the ref `[heads, block]`."""
     for head in range(ref.shape[0]):
@@ -381,7 +394,9 @@ class Passes(abc.ABC):
     plan: Plan
 
     def said(self, given: Given) -> Given:
-        """As the kernels read it: vectors `[B, blocks or 1, heads of a block or 1, length]`, 32 bits wide, and tables by blocks of heads."""
+        """As the kernels read it: vectors `[B, blocks or 1, heads of a block or 1, length]`, 32 bits wide, tables by blocks of heads, and
+        beside a curve the knots that each tile has "met", in one line of numbers.
+        """
 
         def vectors(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
             return {
@@ -390,6 +405,10 @@ class Passes(abc.ABC):
             }
 
         curves = {name: self.plan.by_group(x, 0).reshape(-1, x.shape[1]) for name, x in given.curves.items()}
+        if curves:
+            tile, lengths = (self.plan.block,) * 2, (self.plan.queries, self.plan.keys)
+            knots, distance = knots_of(given.curves["curve"]), given.lines["distance"][0]
+            curves["met"] = knots_met(knots, distance, given.rows["reach"], tile, lengths).reshape(-1)
         lines, bands = self.plan.lines(given), self.plan.bands(given)
         return Given(vectors(given.rows), vectors(given.columns), lines, bands, curves, {})
 

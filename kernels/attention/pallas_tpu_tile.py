@@ -13,21 +13,29 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from kernels.attention.curve import Curve
 from kernels.attention.dropout import APART, HALF, kept, lower_half, shared_hash
 from kernels.attention.fused import HIDDEN, Given
 from kernels.attention.pallas_tpu_bands import Gradient, OfTable, Rows, Squares
-from kernels.attention.pallas_tpu_curve import Curve
 from kernels.attention.pallas_tpu_diagonals import add_along_diagonals, along_diagonals
 from kernels.attention.pallas_tpu_plan import Plan
 from kernels.attention.pallas_tpu_products import product_of_rows
+
+_STRIP = 64  # rows of 512 columns, with their sums half of the registers
+
+
+def by_strips(function: Callable[..., jax.Array], *tiles: jax.Array) -> jax.Array:
+    """function(*tiles), elementwise, a few rows at a time: a loop in it then carries registers."""
+    starts = range(0, tiles[0].shape[0], _STRIP)
+    return jnp.concatenate([function(*(x[n : n + _STRIP] for x in tiles)) for n in starts])
 
 
 @dataclass(frozen=True)
 class Tile:
     """One tile of scores, queries down and keys across, or `transposed`, keys down and queries across.
 
-    said: refs of what `Given` says, of rows and columns those that stand down as `turned` columns. block: of heads. work: a ref of the
-    tile's shape where there are bands.
+    said: refs of what `Given` says, of rows and columns those that stand down as `turned` columns. block: of heads. row: of the batch.
+    work: a ref of the tile's shape where there are bands.
     """
 
     plan: Plan
@@ -35,6 +43,7 @@ class Tile:
     first_key: Any
     said: Given
     block: Any
+    row: Any
     work: Any
     transposed: bool = False
 
@@ -149,9 +158,8 @@ class Tile:
         if "bias" in self.said.columns:
             s = s + self.of_keys("bias", head)
         if self.said.curves:
-            s = s + math.log2(math.e) * self.curve(head).at(
-                self.on_line("distance", head) * self.of_queries("reach", head)
-            )
+            u = self.on_line("distance", head) * self.of_queries("reach", head)
+            s = s + math.log2(math.e) * by_strips(self.curve(head).at, u)
         visible = []
         if masked or self.plan.past_or_prefix:
             r = self.relative_positions()
@@ -168,7 +176,10 @@ class Tile:
         return s
 
     def curve(self, head: int) -> Curve:
-        return Curve(self.said.curves["curve"], self.block * self.plan.per + head)
+        block, met = self.plan.block, self.said.curves["met"]
+        i, j = lax.div(self.first_query, block), lax.div(self.first_key, block)
+        place = ((self.row * (self.plan.queries // block) + i) * (self.plan.keys // block) + j) * 2
+        return Curve(self.said.curves["curve"], self.block * self.plan.per + head, met[place], met[place + 1])
 
     def dropped(self, head: int, values: jax.Array) -> jax.Array:
         """Dropout of probabilities, and of their cotangents; the bits are those of `kernels.attention.dropout`."""

@@ -198,7 +198,8 @@ class PiecewiseLinear:
         f[n] = line[n, 0] + line[n, 1] · u + Σ_m slopes[n, m] · max(u, knots[m])
 
     `distance[R]` is φ with the lookup of `Toeplitz` (`zero` its column of r = 0), `row_scale` `[B, T]`, `knots` `[M]`,
-    `slopes` `[N, M]`, `line` `[N, 2]`. Here M counts knots.
+    `slopes` `[N, M]`, `line` `[N, 2]`. Here M counts knots. Exactly at a knot, where f has no derivative, fused kernels give that of
+    the left, others the mean of both sides.
     """
 
     distance: jax.Array

@@ -15,7 +15,18 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from kernels.attention import AttentionMask, Clip, Dense, Relative, RowColumn, Table, Toeplitz, Wave, attention
+from kernels.attention import (
+    AttentionMask,
+    Clip,
+    Dense,
+    PiecewiseLinear,
+    Relative,
+    RowColumn,
+    Table,
+    Toeplitz,
+    Wave,
+    attention,
+)
 
 os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of the driver, which is not there either
 
@@ -82,6 +93,7 @@ def compile_gradients(
     q = shape(batch, length, heads, width, dtype=jnp.bfloat16, sharding=operands or sharding)
     k = shape(batch, length, kv_heads, width, dtype=jnp.bfloat16, sharding=operands or sharding)
     wave = Wave(10000.0, 0.0)
+    curve = PiecewiseLinear(shape(2 * length - 1), shape(batch, length), shape(32), shape(heads, 32), shape(heads, 2))
     made = {
         "none": (),
         "toeplitz": (Toeplitz(shape(heads, 2 * length - 1)),),
@@ -93,6 +105,8 @@ def compile_gradients(
             Dense(shape(1, 1, length, length, dtype=jnp.bfloat16)),
             Toeplitz(shape(heads, 2 * length - 1)),
         ),
+        "fire": (curve,),
+        "dense_fire": (Dense(shape(1, 1, length, length, dtype=jnp.bfloat16)), curve),
         "nezha": (Relative(*(Table(shape(129, 1, width), Clip(64), wave) if side else None for side in (1, 0, 1))),),
         "shaw": (Relative(*(Table(shape(33, 1, width), Clip(16)) if side else None for side in (1, 0, 1))),),
     }[terms]
@@ -116,25 +130,30 @@ def compile_gradients(
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("mask", ["none", "segments", "causal_segments"])
-@pytest.mark.parametrize("terms", ["none", "toeplitz", "row_column", "dense", "dense_float32", "dense_toeplitz"])
+@pytest.mark.parametrize(
+    "terms", ["none", "toeplitz", "row_column", "dense", "dense_float32", "dense_toeplitz", "fire"]
+)
 def test_heads_of_64_spill_next_to_nothing(sharding, spills, terms, mask, dropout):
     compile_gradients(sharding, terms=terms, mask=mask, dropout=dropout)
     found = spills()
     assert len(found) == (4 if terms.startswith("dense") else 3)
-    # ptxas finds no place for a few registers where masks by index, segments, dropout and a table come together.
-    crowded = (terms != "none") + (mask != "none") + (mask == "causal_segments") + (dropout > 0) >= 3
+    # ptxas finds no place for a few registers where masks by index, segments, dropout and a table, of which a curve has one, come together.
+    crowded = (terms != "none") + (terms == "fire") + (mask != "none") + (mask == "causal_segments") + (
+        dropout > 0
+    ) >= 3
     assert max(found) <= (200 if crowded else 0), found
 
 
 @pytest.mark.parametrize(
-    "terms", ["none", "toeplitz", "row_column", "dense_float32", "dense_toeplitz", "nezha", "shaw"]
+    "terms",
+    ["none", "toeplitz", "row_column", "dense_float32", "dense_toeplitz", "fire", "dense_fire", "nezha", "shaw"],
 )
 @pytest.mark.parametrize("width", [32, 96, 128])
 def test_other_widths_fit_the_shared_memory(sharding, terms, width):
     compile_gradients(sharding, terms=terms, mask="causal_segments", dropout=0.1, width=width, kv_heads=2)
 
 
-@pytest.mark.parametrize("terms", ["none", "toeplitz", "nezha"])
+@pytest.mark.parametrize("terms", ["none", "toeplitz", "fire", "nezha"])
 def test_memory_grows_with_the_length(sharding, terms):
     """At 8,192 tokens one array of all queries by all keys would be 128 MiB a head."""
     few, many = (
@@ -145,7 +164,7 @@ def test_memory_grows_with_the_length(sharding, terms):
 
 
 @pytest.mark.parametrize(
-    "terms", ["none", "toeplitz", "row_column", "dense", "dense_float32", "dense_whole", "nezha", "shaw"]
+    "terms", ["none", "toeplitz", "row_column", "dense", "dense_float32", "dense_whole", "fire", "nezha", "shaw"]
 )
 def test_eight_devices_gather_nothing(terms):
     mesh = Mesh(np.array(gpus(8)).reshape(4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
@@ -156,4 +175,4 @@ def test_eight_devices_gather_nothing(terms):
     ).as_text()
     assert "all-gather" not in text and "bf16[1,512,4,64]" in text, "a device has 1 of 4 rows and 4 of 8 heads"
     # What all rows or all heads share has its gradient summed over those of all devices.
-    assert ("all-reduce" in text) == (terms in ("toeplitz", "dense", "dense_float32", "shaw"))
+    assert ("all-reduce" in text) == (terms in ("toeplitz", "dense", "dense_float32", "fire", "shaw"))

@@ -36,7 +36,7 @@ from kernels.attention import (
 from kernels.attention.positions import Placement
 from tests.devices import first
 from tests.kernels.attention_cases import MASKS, Sizes, inputs, truth
-from tests.kernels.fused_cases import Fused
+from tests.kernels.fused_cases import Fused, fire
 
 ON_GPU = jax.default_backend() == "gpu"
 runs = pytest.mark.skipif(
@@ -194,6 +194,24 @@ def test_minus_infinity_in_a_dense_bias_masks():
     for got, want in zip(jax.tree.leaves((found[0], found[1][:3])), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.float32(got), np.float32(want), rtol=2e-2, atol=2e-2)
     assert not found[1][3][0].bias[np.isinf(bias)].any()
+
+
+@runs
+def test_a_curve_grouped_heads_unequal_lengths():
+    """Tiles with and without knots, of two documents."""
+    sizes = Sizes(B=1, T=130, S=200, N=2, K=1, H=24, W=40)
+    ids = jnp.asarray([[1] * 90 + [2] * 110])
+    mask = AttentionMask(causal=True, query_segments=ids[:, 70:], key_segments=ids)
+    term = fire(2, batch=1, queries=130, keys=200, knots=6)
+    compare(sizes, dtype=jnp.float16, beside=(term,), mask=mask, dropout=(0.1, jax.random.key(5)))
+
+
+@runs
+def test_a_curve_beside_others():
+    sizes = Sizes(B=1, T=70, S=70, H=32, W=32)
+    (*_, columns), _ = inputs(sizes, "row_column", seed=1)
+    beside = fire(2, batch=1, queries=70, keys=70, knots=3), dense(1, 2, 70, 70), *columns
+    compare(sizes, "toeplitz", beside=beside)
 
 
 @runs

@@ -28,7 +28,7 @@ from kernels.attention import (
 )
 from kernels.attention.positions import Placement
 from tests.kernels.attention_cases import MASKS, Sizes, Waves, inputs, truth
-from tests.kernels.fused_cases import Fused
+from tests.kernels.fused_cases import Fused, fire
 
 ON_TPU = jax.default_backend() == "tpu"
 FUSED = Fused(pallas_tpu.attention, interpret=not ON_TPU)
@@ -72,6 +72,13 @@ def test_several_terms_in_tiles_of_several_squares():
 def test_tables_and_curves_grouped_heads_unequal_lengths(kind):
     sizes = Sizes(B=2, T=100, S=390, N=4, K=2, H=40, W=60)
     compare(sizes, kind, jnp.float32, mask=AttentionMask(causal=True))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_a_curve_by_the_knots_of_each_tile(dtype):
+    sizes = Sizes(B=2, T=300, S=400, N=2, K=1, H=64, W=64)
+    term = fire(2, batch=2, queries=300, keys=400)
+    compare(sizes, "toeplitz", dtype, beside=(term,), mask=AttentionMask(causal=True), dropout=(0.1, jax.random.key(5)))
 
 
 def test_relative_tables_in_tiles_of_several_squares():

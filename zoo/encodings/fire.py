@@ -117,15 +117,16 @@ def pieces(net: Network) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The network over 0 ≤ u ≤ 1 as line[0] + line[1] · u + Σ_m slopes_m max(u, knots_m): knots `[M]`, slopes `[N, M]`, line `[N, 2]`.
 
     A unit relu(w u + b) bends at t = −b/w: it is w (max(u, t) − t) where w ≥ 0, else w (u − max(u, t)), plus its value
-    at t, relu(w t + b). A knot outside [0, 1] is never met and stands at the nearer end, where the value at t makes up for it;
-    so a unit with a tiny w has no huge knot. All of it is differentiable, and JAX's gradients through t are those of the network.
+    at t, relu(w t + b). A knot that no u meets stands at −1 or 2 at the farthest, where the value at t makes up for it: so a unit
+    with a tiny w has no huge knot, and kernels, which leave out what is not met, find none at u = 0. All of it is differentiable,
+    and JAX's gradients through t are those of the network.
     """
     w, b = net.hidden_kernel[0], net.hidden_bias
     rising = w >= 0
-    # The end for w = 0 where 0/0 would be: on for b > 0 (knot 0), off otherwise (knot 1).
-    end = jnp.where((b > 0) == rising, 0.0, 1.0)
-    meets = jnp.abs(b) < jnp.abs(w)
-    t = jnp.where(meets, jnp.clip(-b / jnp.where(meets, w, 1.0), 0.0, 1.0), end)
+    # The end for w = 0 where 0/0 would be: on for b > 0, off otherwise.
+    end = jnp.where((b > 0) == rising, -1.0, 2.0)
+    near = jnp.abs(b) < 2 * jnp.abs(w)
+    t = jnp.where(near, jnp.clip(-b / jnp.where(near, w, 1.0), -1.0, 2.0), end)
     value = jax.nn.relu(w * t + b)
     constant = value - jnp.where(rising, w * t, 0.0)
     straight = jnp.where(rising, 0.0, w)
