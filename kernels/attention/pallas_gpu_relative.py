@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -79,8 +79,8 @@ class Band:
         """First the tiles of a program on both sides of the band, then those within it.
 
         `far(tile, here, ahead, tiles, carry)`: which of the columns in shared memory are the tile's own, and 1 where r ≥ K,
-        0 where r ≤ −K. `near(tile, here, tiles, more, carry)`: 64 columns, some with |r| < K; two products more fit the
-        registers with 64 columns alone.
+        0 where r ≤ −K. `near(tile, here, outside, tiles, more, carry)`: 64 columns, some with |r| < K, and `outside()` where others are;
+        two products more fit the registers with 64 columns alone.
         """
 
         def beyond(t, tiles, more, carry):
@@ -91,10 +91,15 @@ class Band:
             def part(number, carry):
                 tile, here = tile_at(t).part(number * 64, 64), pl.ds(number * 64, 64)
                 least, most = self._reach(tile)
-                return lax.cond(
-                    (most > -self.limit) & (least < self.limit),
-                    lambda carry: near(tile, here, tiles, more, carry),
-                    lambda carry: far(tile, here, self._ahead(tile), tiles, carry),
+                touches = (most > -self.limit) & (least < self.limit)
+                inside = (least > -self.limit) & (most < self.limit)
+                return lax.switch(
+                    touches.astype(jnp.int32) + inside.astype(jnp.int32),
+                    [
+                        lambda carry: far(tile, here, self._ahead(tile), tiles, carry),
+                        lambda carry: near(tile, here, functools.partial(self._outside, tile), tiles, more, carry),
+                        lambda carry: near(tile, here, tuple, tiles, more, carry),
+                    ],
                     carry,
                 )
 
@@ -113,21 +118,25 @@ class Band:
         first = tile.first_key - tile.first_query - self.plan.offset
         return first - queries + 1, first + keys - 1
 
-    def relative(self, tile: Tile, products: jax.Array, end: Callable[[Any], jax.Array]) -> jax.Array:
+    def relative(
+        self, tile: Tile, outside: Callable[[], Sequence], products: jax.Array, end: Callable[[Any], jax.Array]
+    ) -> jax.Array:
         """ρ of a tile near the band, from the products of f and g and the number of each query on either side."""
-        for outside, ahead in self._beyond(tile):
-            products = jnp.where(outside, tile.of_queries(end(ahead)), products)
+        for there, ahead in outside():
+            products = jnp.where(there, tile.of_queries(end(ahead)), products)
         return products
 
-    def near_sums(self, tile: Tile, x: jax.Array, g: Any, total: jax.Array, sums: tuple, dtype: Any) -> tuple:
+    def near_sums(
+        self, outside: Callable[[], Sequence], x: jax.Array, g: Any, total: jax.Array, sums: tuple, dtype: Any
+    ) -> tuple:
         """Σ_{|r|<K} x g of each query, added to `total`, and (Σ_{r≥K} x, Σ_{r≤−K} x), added to `sums`."""
-        nothing = mosaic.zeros(tile.shape)
-        for outside, ahead in self._beyond(tile):
-            beyond = jnp.where(outside, x, nothing)
+        nothing = mosaic.zeros(x.shape)
+        for there, ahead in outside():
+            beyond = jnp.where(there, x, nothing)
             x, sums = x - beyond, _added(sums, jnp.sum(beyond, axis=1), ahead)
         return mosaic.add_product(total, x.astype(dtype), g, interpret=self.plan.interpret), sums
 
-    def _beyond(self, tile: Tile) -> list[tuple[jax.Array, Any]]:
+    def _outside(self, tile: Tile) -> list[tuple[jax.Array, Any]]:
         """Where r ≥ K, with 1, and where r ≤ −K, with 0; a tile that is too small for both has one of them."""
         key, query, offset = tile.key_index(), tile.query_index(), self.plan.offset
         if 2 * self.limit > sum(tile.shape) - 2:
@@ -238,13 +247,13 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
             total = mosaic.add_product(total, p.astype(q.dtype), v_part, interpret=plan.interpret)
             return (total, higher, mass + of_tile), shrink, p, of_tile
 
-        def near(tile, here, tiles, g_tile, carry):
+        def near(tile, here, outside, tiles, g_tile, carry):
             k_tile, v_tile, column_tiles = tiles
             column_vectors = Loaded.part(column_tiles, here, mosaic.COLUMNS)
             s = mosaic.product(q_tile.at[warpgroup], k_tile.at[here], tile.shape)
             if band.scores:
                 products = mosaic.product(f_tile.at[warpgroup], g_tile.at[here], tile.shape)
-                s = s + band.relative(tile, products, functools.partial(_end, row_vectors, "c"))
+                s = s + band.relative(tile, outside, products, functools.partial(_end, row_vectors, "c"))
             after, shrink, p, _ = seen_by(tile, s, 0.0, v_tile.at[here], column_vectors, carry)
             sums = carry[3]
             if band.values:
@@ -252,7 +261,7 @@ def forward(band: Band, q, k, v, sides: Sides, given: Given) -> tuple[Sums, jax.
                 # What is kept of W is rescaled here and at the end alone, not wherever the maximum may rise.
                 w = w * mosaic.spread(jnp.exp2(seen - after[1]), w.shape, 0)
                 ends = above * shrink, below * shrink
-                sums = after[1], *band.near_sums(tile, p, g_tile.at[here], w, ends, q.dtype)
+                sums = after[1], *band.near_sums(outside, p, g_tile.at[here], w, ends, q.dtype)
             return *after, sums
 
         def far(tile, here, ahead, tiles, carry):
@@ -353,24 +362,24 @@ def backward_queries(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -
                 plgpu.copy_smem_to_gmem(vector_tile.at[1, warpgroup], df_refs[2].at[b, h, here])
             plgpu.wait_smem_to_gmem(0)
 
-        def near(tile, here, tiles, g_tile, carry):
+        def near(tile, here, outside, tiles, g_tile, carry):
             k_tile, v_tile, column_tiles = tiles
             total, sums = carry
             column_vectors = Loaded.part(column_tiles, here, mosaic.COLUMNS)
             s = mosaic.product(q_tile.at[warpgroup], k_tile.at[here], tile.shape)
             if band.scores:
                 products = mosaic.product(f_tile.at[warpgroup], g_tile.at[here], tile.shape)
-                s = s + band.relative(tile, products, functools.partial(_end, row_vectors, "c"))
+                s = s + band.relative(tile, outside, products, functools.partial(_end, row_vectors, "c"))
             p = probabilities(plan, tile, s, row_vectors, column_vectors, NO_BIASES)
             dp = mosaic.product(d_tile.at[warpgroup], v_tile.at[here], tile.shape)
             if band.values:
                 products = mosaic.product(dw_tile.at[warpgroup], g_tile.at[here], tile.shape)
-                dp = dp + band.relative(tile, products, functools.partial(_end, row_vectors, "dP"))
+                dp = dp + band.relative(tile, outside, products, functools.partial(_end, row_vectors, "dP"))
             ds = score_gradients(plan, tile, p, dp, row_vectors)
             total = mosaic.add_product(total, ds.astype(q.dtype), k_tile.at[here], interpret=plan.interpret)
             if band.scores:
                 df = mosaic.load(df_tile.at[warpgroup], plgpu.Layout.WGMMA)
-                df, sums = band.near_sums(tile, ds, g_tile.at[here], df, sums, q.dtype)
+                df, sums = band.near_sums(outside, ds, g_tile.at[here], df, sums, q.dtype)
                 df_tile.at[warpgroup][...] = df
                 plgpu.commit_smem()
             return total, sums
@@ -471,7 +480,7 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
         def ends_at(tile, here, ahead):
             return Loaded({name: tile.at[first + ahead, here] for name, first in place.items()}, mosaic.COLUMNS)
 
-        def near(tile, here, tiles, more, carry):
+        def near(tile, here, outside, tiles, more, carry):
             q_tile, d_tile, row_tiles, end_tile = tiles
             f_tiles, dw_tiles = more
             dk, dv = carry
@@ -479,14 +488,14 @@ def backward_keys(band: Band, q, k, v, sides: Sides, d: Sums, given: Given) -> t
             s = mosaic.product(k_tile.at[warpgroup], q_tile.at[here], tile.shape)
             if band.scores:
                 products = mosaic.product(g_tile.at[warpgroup], f_tiles[0].at[here], tile.shape)
-                s = s + band.relative(tile, products, lambda ahead: ends_at(end_tile, here, ahead)["c"])
+                s = s + band.relative(tile, outside, products, lambda ahead: ends_at(end_tile, here, ahead)["c"])
             p = probabilities(plan, tile, s, row_vectors, column_vectors, NO_BIASES)
             kept = dropped(plan, tile, p, row_vectors).astype(q.dtype)
             dv = mosaic.add_product(dv, kept, d_tile.at[here], interpret=plan.interpret)
             dp = mosaic.product(v_tile.at[warpgroup], d_tile.at[here], tile.shape)
             if band.values:
                 products = mosaic.product(g_tile.at[warpgroup], dw_tiles[0].at[here], tile.shape)
-                dp = dp + band.relative(tile, products, lambda ahead: ends_at(end_tile, here, ahead)["dP"])
+                dp = dp + band.relative(tile, outside, products, lambda ahead: ends_at(end_tile, here, ahead)["dP"])
             ds = score_gradients(plan, tile, p, dp, row_vectors)
             return mosaic.add_product(dk, ds.astype(q.dtype), q_tile.at[here], interpret=plan.interpret), dv
 
