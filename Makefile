@@ -54,7 +54,7 @@ bench-gpu: venv ## on a Hopper GPU: attention at all lengths and pretraining ste
 	@mkdir -p runs/bench-gpu
 	@for width in 64 128; do $(BIN)/python -m benchmarks.attention --head-dim=$$width --lengths=512,1024,2048,4096,8192,16384,32768 \
 	  --json=runs/bench-gpu/attention.jsonl | tee runs/bench-gpu/attention-$$width.md; done
-	@$(BIN)/python -m benchmarks.pretraining_step --model=bert-base,bert-large,nezha-base --layers=loop,laid_out --kernels=40 \
+	@$(BIN)/python -m benchmarks.pretraining_step --model=bert-base,bert-large,nezha-base,deberta-v3-base --layers=loop,laid_out --kernels=40 \
 	  --json=runs/bench-gpu/pretraining_step.jsonl | tee runs/bench-gpu/pretraining_step.md
 
 # The newest jax needs Python 3.12, so it has an environment of its own.

@@ -20,10 +20,11 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, memref, scf, vector
 
 from kernels.attention.mosaic import steps
+from kernels.attention.mosaic_threads import THREADS, WARPS, for_each_place, i32, index
 from kernels.attention.skew import unskew
 
 ROWS = 64  # of a tile
-_WARPS, _WARP_ROWS, THREADS = 4, 16, 128
+_WARP_ROWS = 16
 _LESS = arith.CmpIPredicate.ult
 
 _LANES = np.arange(32)
@@ -34,7 +35,7 @@ FIRST = 8 * (_ROW // 2) + (2 * _PAIR - _ROW) % 8
 
 def space(columns: int) -> int:
     """How many values in shared memory `add` needs to add a tile of so many columns; they begin as zeros."""
-    return _WARPS * _pitch(columns)
+    return WARPS * _pitch(columns)
 
 
 def add(line: Any, tile: jax.Array, scratch: Any, *, interpret: bool) -> None:
@@ -66,7 +67,7 @@ def add(line: Any, tile: jax.Array, scratch: Any, *, interpret: bool) -> None:
         utils.warpgroup_barrier()
         for (start, within), total in zip(parts, before, strict=True):
             with utils.when(within):
-                for other in range(_WARPS):
+                for other in range(WARPS):
                     place = _after(first, start + other * _pitch(columns))
                     total = arith.addf(total, memref.load(scratch, [place]))
                 memref.store(total, line, [_after(first, start)])
@@ -81,13 +82,8 @@ def clear(ref: Any, *, interpret: bool) -> None:
         return
 
     def body(_, ref):
-        (length,) = ir.MemRefType(ref.type).shape
-        thread = index(arith.andi(utils.thread_idx(), i32(THREADS - 1)))
-        stop, step = (arith.constant(ir.IndexType.get(), n) for n in (length, THREADS))
-        loop = scf.ForOp(thread, stop, step)
-        with ir.InsertionPoint(loop.body):
-            memref.store(arith.constant(ir.F32Type.get(), 0.0), ref, [loop.induction_variable])
-            scf.yield_([])
+        zero = arith.constant(ir.F32Type.get(), 0.0)
+        for_each_place(ref, lambda place: memref.store(zero, ref, [place]))
         utils.warpgroup_barrier()
 
     plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))(body)(ref)
@@ -181,11 +177,3 @@ def _load_if(condition: ir.Value, ref: ir.Value, place: ir.Value) -> ir.Value:
 
 def _after(place: ir.Value, distance: int) -> ir.Value:
     return arith.addi(place, arith.constant(ir.IndexType.get(), distance))
-
-
-def i32(value: int) -> ir.Value:
-    return utils.c(value - (value >> 31 << 32), ir.IntegerType.get_signless(32))
-
-
-def index(value: ir.Value) -> ir.Value:
-    return arith.index_cast(ir.IndexType.get(), value)

@@ -9,16 +9,23 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, memref, scf, vector
+from jaxlib.mlir.dialects import arith, memref, vector
 
-from kernels.attention.mosaic_diagonals import THREADS, i32, index
+from kernels.attention.mosaic_threads import WARPS, for_each_place, i32, index
 
-WARPS = 4
+
+def space(count: int) -> int:
+    """How many values in shared memory `count` numbers need; they begin as zeros."""
+    return count * WARPS
+
+
+def totals(written: jax.Array) -> jax.Array:
+    """`[…, count]`, the numbers of all warps together, of what `write` wrote, `[…, space(count)]`."""
+    return jnp.sum(written.reshape(*written.shape[:-1], -1, WARPS), axis=-1)
 
 
 def add(numbers: Any, place: Any, tile: jax.Array, *, interpret: bool) -> None:
-    """Adds the entries of a tile to number `place` of `[numbers · WARPS]`, each warp's to its own."""
+    """Adds the entries of a tile to the number at `place`, each warp's to its own."""
     own = numbers.at[pl.ds(place * WARPS, WARPS)]
     if interpret:
         own[...] = own[...] + jnp.pad(jnp.sum(tile)[None], (0, WARPS - 1))
@@ -47,13 +54,6 @@ def write(line: Any, numbers: Any, *, interpret: bool) -> None:
 
     def body(_, line, numbers):
         utils.warpgroup_barrier()
-        (length,) = ir.MemRefType(numbers.type).shape
-        thread = index(arith.andi(utils.thread_idx(), i32(THREADS - 1)))
-        stop, step = (arith.constant(ir.IndexType.get(), n) for n in (length, THREADS))
-        loop = scf.ForOp(thread, stop, step)
-        with ir.InsertionPoint(loop.body):
-            place = loop.induction_variable
-            memref.store(memref.load(numbers, [place]), line, [place])
-            scf.yield_([])
+        for_each_place(numbers, lambda place: memref.store(memref.load(numbers, [place]), line, [place]))
 
     plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType()))(body)(line, numbers)

@@ -261,7 +261,7 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> OfQueries:
     )
     each = (plan.heads, parts, block.warpgroups)
     rows_of_warpgroups = (block.warpgroups, block.rows)
-    sums = {name: x.shape[1] * mosaic_sums.WARPS for name, x in given.curves.items()}
+    sums = {name: mosaic_sums.space(x.shape[1]) for name, x in given.curves.items()}
     out = OfQueries(
         dq=jax.ShapeDtypeStruct(q.shape, q.dtype),
         lines=dict.fromkeys(given.lines, jax.ShapeDtypeStruct((*each, plan.queries + plan.keys), jnp.float32)),
@@ -289,9 +289,7 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> OfQueries:
     found = tree.unflatten(results)
     return found._replace(
         lines={name: jnp.sum(x, axis=(1, 2))[:, 1:] for name, x in found.lines.items()},
-        curves={
-            name: jnp.sum(x.reshape(*each, -1, mosaic_sums.WARPS), axis=(1, 2, 4)) for name, x in found.curves.items()
-        },
+        curves={name: jnp.sum(mosaic_sums.totals(x), axis=(1, 2)) for name, x in found.curves.items()},
     )
 
 
