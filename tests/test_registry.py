@@ -66,7 +66,7 @@ def test_a_part_becomes_its_config_and_back(registry):
         ({"name": "rope", "sizes": (1, 2.5)}, "expected int, got 2.5"),
         ({"name": "rope", "theta": -1}, "encoding 'rope': theta must be positive, not -1.0"),
         ({"name": "table"}, "encoding 'table' needs rows"),
-        ({"theta": 1}, "a encoding is a name or a mapping with 'name'"),
+        ({"theta": 1}, "encoding: expected a name or a mapping with 'name'"),
         (3, "not 3"),
     ],
 )

@@ -75,7 +75,7 @@ class Registry:
         if isinstance(config, str):
             config = {"name": config}
         if not isinstance(config, Mapping) or "name" not in config:
-            raise UserError(f"a {self.kind} is a name or a mapping with 'name', not {config!r}")
+            raise UserError(f"{self.kind}: expected a name or a mapping with 'name', not {config!r}")
         cls = self.get(config["name"])
         where = f"{self.kind} {config['name']!r}"
         return make(cls, {k: v for k, v in config.items() if k != "name"}, where)
