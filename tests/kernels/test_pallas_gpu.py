@@ -377,6 +377,7 @@ def _call(dtype=jnp.bfloat16, width=32, **more):
         ("clip at most at 64, not 65", {"terms": (Relative(query=table(Clip(65))),)}),
         ("beside other terms", {"terms": (Relative(query=table(Clip(3))), Toeplitz(jnp.ones((2, 9))))}),
         ("beside other terms", {"terms": (Relative(query=table(Clip(3))), Dense(jnp.ones((1, 2, 8, 8))))}),
+        ("one PiecewiseLinear at most", {"terms": (fire(2, batch=1, queries=8, keys=8),) * 2}),
         ("no Multiply", {"terms": (Multiply(jnp.ones((2, 9))),)}),
         ("no block mask", {"mask": AttentionMask(block=4)}),
         (
