@@ -172,9 +172,9 @@ def test_attention(tmp_path, capsys):
     )
     tables = printed_tables(capsys)
     rows = [row for table in tables for row in table if "cuDNN" not in row["attention"]]
-    assert len(tables) == 2 and len(rows) == 12
+    assert len(tables) == 2 and len(rows) == 14
     assert_numbers(rows, "attention")
-    assert len((tmp_path / "rows").read_text().splitlines()) == 16
+    assert len((tmp_path / "rows").read_text().splitlines()) == 18
 
 
 def test_path(capsys):

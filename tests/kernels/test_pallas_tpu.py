@@ -147,13 +147,17 @@ def test_a_value_of_minus_infinity_masks():
 
 
 @pytest.mark.skipif(ON_TPU, reason="is about interpretation")
-@pytest.mark.parametrize("relative", ["several", "query_and_value"])
-def test_no_output_is_left_and_visited_again(relative):
+@pytest.mark.parametrize(
+    "kinds",
+    # A curve stands alone: beside others XLA joins other products and sums to one instruction in the two programs, which round apart.
+    [("toeplitz", "multiply", "row_column", "several"), ("piecewise_linear",), ("query_and_value",)],
+    ids=["several", "curve", "query_and_value"],
+)
+def test_no_output_is_left_and_visited_again(kinds):
     """Which a TPU computes wrongly without a word, and plain interpretation rightly: only these parameters raise."""
     sizes = Sizes(B=1, T=260, S=260, N=2, K=1, H=128, W=128)
     (q, k, v, _), cotangent = inputs(sizes, "none")
-    kinds = ("toeplitz", "multiply", "row_column", "piecewise_linear") if relative == "several" else ()
-    terms = tuple(term for kind in (*kinds, relative) for term in inputs(sizes, kind)[0][3])
+    terms = tuple(term for kind in kinds for term in inputs(sizes, kind)[0][3])
     call = {"mask": AttentionMask(causal=True), "dropout": (0.1, jax.random.key(0))}
     found = with_gradients((q, k, v, terms), cotangent, jnp.float32, **call)
     strict = Fused(pallas_tpu.attention, pltpu.InterpretParams()).with_gradients(
