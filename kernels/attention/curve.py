@@ -37,7 +37,7 @@ def numbers_of(term: PiecewiseLinear) -> jax.Array:
 
 def knots_of(numbers: jax.Array) -> jax.Array:
     """`[M]` in order, the same for all heads."""
-    return numbers[0, numbers.shape[1] - _count(numbers) :]
+    return _kinds(numbers)[_KNOT][0]
 
 
 def knots_met(
@@ -74,6 +74,16 @@ def _count(numbers: Any) -> int:
     return (numbers.shape[1] - 2) // 4
 
 
+def _start(kind: int, count: int) -> int:
+    """Where constants, slopes, bends or knots begin, of a curve of so many knots."""
+    return kind * count + min(kind, 2)
+
+
+def _kinds(numbers: jax.Array) -> list[jax.Array]:
+    """Constants, slopes, bends and knots, `[N, ·]` each."""
+    return jnp.split(numbers, [_start(kind, _count(numbers)) for kind in (_SLOPE, _BEND, _KNOT)], axis=1)
+
+
 @dataclass(frozen=True)
 class Curve:
     """The function of one head in one tile. numbers: a ref of `numbers_of`; head: its row; first, last: the knots met."""
@@ -85,7 +95,7 @@ class Curve:
 
     def _place(self, kind: int, m: Any) -> Any:
         """Where number m of constants, slopes, bends or knots stands."""
-        return m + kind * _count(self.numbers) + min(kind, 2)
+        return m + _start(kind, _count(self.numbers))
 
     def _number(self, kind: int, m: Any) -> Any:
         return self.numbers[self.head, self._place(kind, m)]
@@ -119,10 +129,9 @@ def of_numbers(numbers: jax.Array, sums: jax.Array) -> jax.Array:
     constants[last] + bends max(u, knots) is constants[first] + bends max(u − knots, 0): of a bend and its knot a tile gives Σ u df and Σ df
     over what lies right of the knot, and the rest is the same for all tiles.
     """
-    count = _count(numbers)
-    straight, weighted, right = jnp.split(sums, (2 * count + 2, 3 * count + 2), axis=1)
-    bends, knots = numbers[:, 2 * count + 2 : 3 * count + 2], numbers[:, 3 * count + 2 :]
-    return jnp.concatenate([straight, weighted - knots * right, -bends * right], axis=1)
+    constants, slopes, weighted, right = _kinds(sums)
+    *_, bends, knots = _kinds(numbers)
+    return jnp.concatenate([constants, slopes, weighted - knots * right, -bends * right], axis=1)
 
 
 _CONSTANT, _SLOPE, _BEND, _KNOT = range(4)
