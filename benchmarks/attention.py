@@ -34,7 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.attention_memory import terms_of
-from benchmarks.bundles import GENERATIONS, Compiler, all_of_it
+from benchmarks.bundles import Compiler, all_of_it
+from benchmarks.chips import TPUS
 from benchmarks.report import surroundings, table
 from kernels.attention import (
     AttentionMask,
@@ -102,7 +103,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--peers", choices=PEERS, default="all", help="fused: without a bias; all: torch's, too")
     parser.add_argument("--repeats", type=int, default=5, help="measurements, of which the median is taken")
     parser.add_argument("--json", type=Path, help="a line for each figure is appended to this file")
-    parser.add_argument("--compile-for", choices=tuple(GENERATIONS), help="count bundles instead of time")
+    parser.add_argument("--compile-for", choices=tuple(TPUS), help="count bundles instead of time")
     flags = parser.read(argv)
     logging.disable(logging.INFO)
     if flags.compile_for:

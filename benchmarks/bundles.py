@@ -15,10 +15,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-GENERATIONS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+from benchmarks.chips import chip
 
 # A bundle's line begins with its address and a mark where a loop begins, and has one ">" for each loop around it.
 _LINE = re.compile(r"\s*0x[0-9a-f]+\s+(LB)?\w*\s*:\s*(>*)")
@@ -30,8 +29,6 @@ class Compiler:
     def __init__(self):
         self._folder = Path(tempfile.mkdtemp())
         os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={self._folder} --xla_jf_dump_llo_text=true"
-        # Ask no cloud where this machine is, and let other processes use libtpu at the same time.
-        os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
     def bundles(
         self,
@@ -42,8 +39,7 @@ class Compiler:
     ) -> dict[str, int]:
         """By the name of each kernel that `function` calls: `count` of its schedule, the bundles of one turn of its longest loop by default."""
         count = count or longest_loop
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS[generation]).devices
-        whole = NamedSharding(Mesh(np.array(devices[:1]), ("x",)), PartitionSpec())
+        whole = NamedSharding(Mesh(np.array([chip(generation)]), ("x",)), PartitionSpec())
         arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole) for x in arguments]
         self.forget()
         self._folder.mkdir()

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.attention import Timing, clocked
-from benchmarks.bundles import GENERATIONS
+from benchmarks.chips import chip
 from benchmarks.report import surroundings, table
 from kernels.attention import AttentionMask, attention
 from kernels.path import path_attention
@@ -128,16 +128,9 @@ def arrays(shape: tuple[int, ...], dtype: str) -> list[jax.Array]:
 
 def compiled(generation: str, width: int, folder: Path) -> tuple[list[tuple[str | float, ...]], int]:
     """([(kernel, MiB, bundles)], bytes of the program) of the gradients of PaTH with a forget gate, on one chip."""
-    from jax.experimental import topologies
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    for name in (
-        "TPU_SKIP_MDS_QUERY",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD",
-    ):  # there is no cloud to ask, and others may compile
-        os.environ.setdefault(name, "1")
-    chips = topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS[generation]).devices
-    sharding = NamedSharding(Mesh(np.array(chips[:1]), ("x",)), PartitionSpec())
+    sharding = NamedSharding(Mesh(np.array([chip(generation)]), ("x",)), PartitionSpec())
     given = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in arrays((1, 8192, 1, width), "bfloat16")]
 
     def loss(*given):

@@ -186,9 +186,8 @@ def cells_of(flags: Any) -> Iterator[Cell]:
 def config_of(cell: Cell, overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """The preset in bfloat16 and without a pooler, which masked LM alone does not need."""
     tree = plain(base(cell.model, dtype="bfloat16", pooler=False))
-    if cell.layers == "laid_out":
-        tree["model"]["unroll"] = tree["model"]["num_layers"]
     apply(tree, overrides)
+    tree["model"]["unroll"] = tree["model"]["num_layers"] if cell.layers == "laid_out" else 1
     if cell.implementation != DEFAULT:
         tree["mixer"]["implementation"] = cell.implementation
     return tree

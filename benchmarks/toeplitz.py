@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.attention import Timing, clocked
-from benchmarks.bundles import GENERATIONS, Compiler
+from benchmarks.bundles import Compiler
+from benchmarks.chips import TPUS
 from benchmarks.report import surroundings, table
 from kernels.toeplitz import pallas_tpu, toeplitz_matmul
 from zoo.command_line import Parser, run_main
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--causal", action="store_true")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16" if accelerated else "float32")
     parser.add_argument("--repeats", type=int, default=5, help="measurements, of which the median is taken")
-    parser.add_argument("--compile-for", choices=tuple(GENERATIONS), help="count bundles instead of time")
+    parser.add_argument("--compile-for", choices=tuple(TPUS), help="count bundles instead of time")
     flags = parser.read(argv)
     logging.disable(logging.INFO)
     if flags.compile_for:

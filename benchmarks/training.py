@@ -62,12 +62,10 @@ class Training:
         mesh = make_mesh() if mesh is None else mesh
         module = task.module(model)
         transformation = optimizers.build({"name": optimizer}).build(schedule, has_layer_axis=has_layer_axis)
-        # Layers laid out one after another have the parameters of their loop, which compiles sooner.
-        looped = task.module(model.clone(unroll=1))
 
         def fresh() -> TrainState:
             row = jax.tree.map(jnp.asarray, random_batch(task, model.vocab_size, 1))
-            variables = looped.init({"params": jax.random.key(0)}, row, train=False)
+            variables = module.init({"params": jax.random.key(0)}, row, train=False)
             return initial_state(variables["params"], transformation)
 
         shapes = jax.eval_shape(fresh)
@@ -85,11 +83,13 @@ class Training:
         """`update` for batches like this one; no state need be there."""
         return self.update.lower(self.shapes, batch).compile()
 
-    def compiled_for_tpu(self, batch: Mapping[str, np.ndarray]) -> Any:
-        """`update` for batches of these shapes on the TPUs of the mesh, none of which need be there."""
+    def compiled_for_mesh(self, batch: Mapping[str, np.ndarray]) -> Any:
+        """`update` for batches of these shapes on the devices of the mesh, none of which need be there."""
         sharding = batch_sharding(self.mesh)
         shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in batch.items()}
-        return self.update.trace(self.shapes, shapes).lower(lowering_platforms=("tpu",)).compile()
+        platform = self.mesh.devices.flat[0].platform
+        platforms = ("cuda" if platform == "gpu" else platform,)
+        return self.update.trace(self.shapes, shapes).lower(lowering_platforms=platforms).compile()
 
     def flops(self, batch: Mapping[str, jax.Array]) -> float:
         """Model FLOPs of one update, as train.py counts them for `timing.jsonl`."""

@@ -15,6 +15,7 @@ from benchmarks import attention, attention_memory, path, pretraining_step, star
 from benchmarks import input as input_benchmark
 from benchmarks.bundles import longest_loop
 from benchmarks.report import table
+from benchmarks.traffic import KERNELS, PRODUCTS, REST, by_kind, traffic
 from benchmarks.training import Training, random_batch
 from kernels.toeplitz import toeplitz_matmul
 from tests.faults.corpus import WORDS, write_corpus
@@ -108,6 +109,70 @@ def test_the_longest_loop_of_a_schedule():
         for i, mark in enumerate(marks)
     ]
     assert longest_loop("header\n" + "\n".join(lines)) == 3
+
+
+PROGRAM = """HloModule jit_step, is_scheduled=true
+
+%row (rows: f32[4,8], place: s32[]) -> f32[1,8] {
+  %rows = f32[4,8]{1,0} parameter(0)
+  %place = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[1,8]{1,0} dynamic-slice(%rows, %place, %zero), dynamic_slice_sizes={1,8}
+}
+
+%put (stack: bf16[4,8], x: f32[1,8], place: s32[]) -> (bf16[4,8], f32[1,8]) {
+  %stack = bf16[4,8]{1,0} parameter(0)
+  %x = f32[1,8]{1,0} parameter(1)
+  %place.1 = s32[] parameter(2)
+  %zero.1 = s32[] constant(0)
+  %narrow = bf16[1,8]{1,0} convert(%x)
+  %update = bf16[4,8]{1,0} dynamic-update-slice(%stack, %narrow, %place.1, %zero.1)
+  ROOT %both = (bf16[4,8]{1,0}, f32[1,8]{1,0}) tuple(%update, %x)
+}
+
+%body (state: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %state = (s32[], f32[4,8]{1,0}) parameter(0)
+  %number = s32[] get-tuple-element(%state), index=0
+  %all = f32[4,8]{1,0} get-tuple-element(%state), index=1
+  %slice_fusion = f32[1,8]{1,0} fusion(%all, %number), kind=kLoop, calls=%row, metadata={op_name="jit(step)/layer/slice"}
+  ROOT %next = (s32[], f32[4,8]{1,0}) tuple(%number, %all)
+}
+
+%condition (state.1: (s32[], f32[4,8])) -> pred[] {
+  ROOT %yes = pred[] constant(true)
+}
+
+ENTRY %main (given: f32[4,8], weight: bf16[8,8], kept: bf16[4,8], at: s32[]) -> f32[4,8] {
+  %given = f32[4,8]{1,0} parameter(0)
+  %weight = bf16[8,8]{1,0} parameter(1)
+  %kept = bf16[4,8]{1,0} parameter(2)
+  %at = s32[] parameter(3)
+  %start = (s32[], f32[4,8]{1,0}) tuple(%at, %given)
+  %while.1 = (s32[], f32[4,8]{1,0}) while(%start), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %row_alone = f32[1,8]{1,0} fusion(%given, %at), kind=kLoop, calls=%row
+  %put_fusion = (bf16[4,8]{1,0}, f32[1,8]{1,0}) fusion(%kept, %row_alone, %at), kind=kLoop, calls=%put
+  %product = (bf16[4,8]{1,0}, s8[64]{0}) custom-call(%kept, %weight), custom_call_target="__cublas$lt$matmul"
+  %attended = bf16[4,8]{1,0} custom-call(%kept, %kept), custom_call_target="mosaic_gpu_v2"
+  ROOT %copy = f32[4,8]{1,0} copy(%given)
+}
+"""
+
+
+def test_what_a_program_reads_and_writes():
+    """A slice of an array is what of it is read or written, a loop's operations run as often as it turns, an operand given twice is read once."""
+    found = {x.name: x for x in traffic(PROGRAM)}
+    assert {name: (x.read, x.written, x.runs) for name, x in found.items()} == {
+        "slice_fusion": (3 * (32 + 4), 3 * 32, 3),
+        "row_alone": (32 + 4, 32, 1),
+        "put_fusion": (32 + 4, 16 + 32, 1),
+        "product": (64 + 128, 64 + 64, 1),
+        "attended": (64, 64, 1),
+        "copy": (128, 128, 1),
+    }
+    assert found["slice_fusion"].operation == "jit(step)/layer/slice"
+    assert by_kind(list(found.values())) == {PRODUCTS: 320, KERNELS: 128, REST: 204 + 68 + 84 + 256}
+    with pytest.raises(ValueError, match="ENTRY"):
+        traffic("HloModule empty")
 
 
 def test_startup(tmp_path, capsys):

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from kernels.attention.fused import Call, Given, padded
 from kernels.attention.separable import Basis, Sides, Sums
 from kernels.attention.terms import Relative
+from kernels.kept import kept
 
 
 @runtime_checkable
@@ -79,7 +80,7 @@ def attend(
 
 def _forward(passes: Passes, shape: Shape, q, k, v, relative, given):
     sides = None if relative is None else shape.sides(relative, q)
-    sums, lse = passes.forward(shape.padded(q), k, v, sides, given)
+    sums, lse = kept(passes.forward(shape.padded(q), k, v, sides, given))
     return shape.joined(sums, relative), (q, k, v, relative, given, sums, lse)
 
 

@@ -22,6 +22,7 @@ from kernels.attention.positions import Placement
 from kernels.attention.reference import accumulator
 from kernels.attention.terms import Term
 from kernels.attention.tiles import Geometry, Tile, TileTerms, by_tile
+from kernels.kept import kept
 
 # One tile up to this many entries per head; beyond, tiles of so many queries.
 _ONE_TILE_ENTRIES = 512 * 512
@@ -151,7 +152,7 @@ def _forward(plan: _Plan, rows, floats, given):
         out = plan.terms.outputs(tile, p, tile.of_keys(whole["v"], 2), whole)
         return out.astype(tile_rows["q"].dtype), saved
 
-    out, softmax = _over_tiles(plan, one, (rows, given_rows))
+    out, softmax = kept(_over_tiles(plan, one, (rows, given_rows)))
     return out, (rows, floats, given, out, softmax)
 
 

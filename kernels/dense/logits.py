@@ -16,7 +16,12 @@ def logits(x: Float[Array, "*B E"], table: Float[Array, "V E"]) -> Float[Array, 
     Going back, the logits' gradient is rounded to that dtype before it multiplies, as that of every other product is. JAX's own multiplies
     it in float32, for which a GPU has a small part of its speed.
     """
-    return jax.lax.dot_general(x, table, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    return _forward(x, table)[0]
+
+
+def _forward(x: Array, table: Array) -> tuple[Array, tuple[Array, Array]]:
+    y = jax.lax.dot_general(x, table, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    return y, (x, table)
 
 
 def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
@@ -26,4 +31,4 @@ def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     return dx, over_rows(dy, x)
 
 
-logits.defvjp(lambda x, table: (logits(x, table), (x, table)), _backward)
+logits.defvjp(_forward, _backward)

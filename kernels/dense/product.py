@@ -21,7 +21,12 @@ def product(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _product(precision, x: Array, w: Array) -> Array:
-    return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())), precision=precision)
+    return _forward(precision, x, w)[0]
+
+
+def _forward(precision, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    # The product itself, not `_product`: a policy of rematerialisation that keeps products must see one here.
+    return jax.lax.dot_general(x, w, (((x.ndim - 1,), (0,)), ((), ())), precision=precision), (x, w)
 
 
 def _backward(precision, saved, dy: Array) -> tuple[Array, Array]:
@@ -49,4 +54,4 @@ def _rows_merged(precision, x: Array, dy: Array) -> Array:
     return _rows_apart(precision, x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]))
 
 
-_product.defvjp(lambda precision, x, w: (_product(precision, x, w), (x, w)), _backward)
+_product.defvjp(_forward, _backward)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from kernels.kept import kept
 from kernels.mosaic_tpu import kernel
 from kernels.path.pallas_tpu_plan import Digits, Plan, below, identity, over_devices, product, rows, tokens
 
@@ -53,7 +54,7 @@ def _solving(plan: Plan, given: Arrays) -> tuple[Arrays, Any]:
     length, width = given["k"].shape[2:]
     shapes = {"u": (length, width), "m": (length, plan.piece), "solved": (length, plan.piece), "end": (length, width)}
     shapes["p"] = (length // plan.block * width, width)
-    made = _over_blocks(plan, body, "path_keys", (given,), shapes)
+    made = kept(_over_blocks(plan, body, "path_keys", (given,), shapes))
     solved = made.pop("solved")
     return made, (given, {"u": made["u"], "m": made["m"], "solved": solved})
 

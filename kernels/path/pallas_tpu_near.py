@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from kernels.kept import kept
 from kernels.mosaic_tpu import kernel
 from kernels.path.pallas_tpu_blocks import at_end
 from kernels.path.pallas_tpu_plan import EMPTY, FLOOR, Plan, below, line, masked, over_devices, product, rows, tokens
@@ -53,7 +54,7 @@ def _near(plan: Plan, of_heads: Arrays, of_keys: Arrays, fixed: dict[str, Arrays
 
 
 def _near_forward(plan: Plan, of_heads: Arrays, of_keys: Arrays, fixed: dict[str, Arrays]):
-    return near(plan, of_heads, of_keys, fixed), (of_heads, of_keys, fixed)
+    return kept(_divided(plan, _near, of_heads, of_keys, fixed)), (of_heads, of_keys, fixed)
 
 
 def _near_backward(plan: Plan, saved: Any, d: tuple[jax.Array, ...]):

@@ -24,6 +24,7 @@ from kernels.attention.positions import Placement
 from kernels.attention.reference import accumulator
 from kernels.attention.sums import restarting_sums
 from kernels.attention.tiles import Geometry, Tile, TileTerms, by_tile
+from kernels.kept import kept
 
 # The solve of a block loses digits as it grows, and the work within blocks grows with it.
 _BLOCK = 64
@@ -275,7 +276,7 @@ def _forward(plan: _Plan, rows, keys, floats, given):
         # An empty row has total 0: its output is zero, and +inf makes every later exp(score − lse) zero too.
         return None, (out, jnp.where(total == 0, jnp.inf, top + jnp.log(total)))
 
-    out, lse = _over_tiles(one, None, (numbers, rows, given_rows))[1]
+    out, lse = kept(_over_tiles(one, None, (numbers, rows, given_rows))[1])
     return out, (rows, keys, floats, given, out, lse)
 
 

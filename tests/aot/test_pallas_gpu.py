@@ -5,16 +5,15 @@ Run by `make test-aot`, which fetches JAX's CUDA plugin and compiler into a fold
 
 from __future__ import annotations
 
-import os
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from benchmarks.chips import gpus
 from kernels.attention import (
     AttentionMask,
     Clip,
@@ -27,36 +26,21 @@ from kernels.attention import (
     Wave,
     attention,
 )
-
-os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of the driver, which is not there either
-
-# XLA's description of the chip (GpuTargetConfigProto).
-H100 = """gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 84942979072 shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 minor: 0 }
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3"
-"""
+from zoo.errors import UserError
 
 pytestmark = pytest.mark.aot
 
 
-def gpus(count):
+def devices(count):
     try:
-        name = f"1x1x{count}"
-        return topologies.get_topology_desc(
-            platform="cuda", topology_name=name, topology=name, target_config=H100
-        ).devices
-    except Exception as error:  # whatever a missing plugin raises
-        pytest.skip(f"JAX's CUDA plugin is not installed: {str(error)[:100]}")
+        return gpus(count)
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
 def sharding():
-    return NamedSharding(Mesh(np.array(gpus(1)), ("x",)), PartitionSpec())
+    return NamedSharding(Mesh(np.array(devices(1)), ("x",)), PartitionSpec())
 
 
 @pytest.fixture
@@ -167,7 +151,7 @@ def test_memory_grows_with_the_length(sharding, terms):
     "terms", ["none", "toeplitz", "row_column", "dense", "dense_float32", "dense_whole", "fire", "nezha", "shaw"]
 )
 def test_eight_devices_gather_nothing(terms):
-    mesh = Mesh(np.array(gpus(8)).reshape(4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    mesh = Mesh(np.array(devices(8)).reshape(4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     whole, divided = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec("data", None, "tensor")))
     kv_heads = 8 if terms == "row_column" else 4
     text = compile_gradients(

@@ -22,7 +22,7 @@ from kernels.attention import (
     Toeplitz,
     attention,
 )
-from tests.aot.tpus import GENERATIONS, mesh, shape
+from tests.aot.tpus import TPUS, mesh, shape
 
 pytestmark = pytest.mark.aot
 
@@ -83,13 +83,13 @@ def compile_gradients(
 @pytest.mark.parametrize("terms", ["none", "all"])
 @pytest.mark.parametrize("length", [8192, 32768])
 @pytest.mark.parametrize("width", [64, 128])
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", TPUS)
 def test_long_rows_fit_on_the_chip(generation, width, length, terms):
     """With a table of every distance, whose sums stay on the chip; the smallest, v4, has 16 MiB."""
     compile_gradients(mesh(generation), width=width, length=length, terms=terms, mask="causal")
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", TPUS)
 @pytest.mark.parametrize(
     ("terms", "width", "length"),
     [
@@ -105,7 +105,7 @@ def test_relative_tables_fit_on_the_chip(generation, terms, width, length):
     compile_gradients(mesh(generation), width=width, length=length, terms=terms, mask="causal")
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", TPUS)
 @pytest.mark.parametrize(
     "call",
     [

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from kernels.attention import AttentionMask
 from kernels.path import path_attention
-from tests.aot.tpus import GENERATIONS, mesh, shape
+from tests.aot.tpus import TPUS, mesh, shape
 
 pytestmark = pytest.mark.aot
 
@@ -36,7 +36,7 @@ def compile_gradients(on, *, length, width, dtype=jnp.bfloat16, batch=1, heads=2
 
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("length", [8192, 32768])
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", TPUS)
 def test_it_fits_the_memory_on_the_chip(generation, length, width):
     """float32 too where most is kept there, on the chip that has least."""
     compiled = compile_gradients(mesh(generation), length=length, width=width)

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from kernels.toeplitz import pallas_tpu, toeplitz_matmul
-from tests.aot.tpus import GENERATIONS, mesh, shape
+from tests.aot.tpus import TPUS, mesh, shape
 
 pytestmark = pytest.mark.aot
 
@@ -49,7 +49,7 @@ def compile_gradients(
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("length", [1, 300, 2048, 8192])
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", TPUS)
 def test_compiles_and_fits(generation, length, dtype):
     """The compiler refuses what takes more than the chip has, at the most rows of a block and beyond."""
     text = compile_gradients(generation, length, dtype, batch=3).as_text()
@@ -63,7 +63,7 @@ def test_fits_the_chip_of_the_least_memory(form, length, dtype):
     compile_gradients("v4", length, dtype, form=form)
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", TPUS)
 def test_causal_and_one_channel_of_many_heads(generation):
     compile_gradients(generation, 2048, jnp.bfloat16, causal=True, heads=64, batch=8, channels=1)
 

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import functools
-import os
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from benchmarks.bundles import GENERATIONS
+from benchmarks.chips import TPUS, tpus
+from zoo.errors import UserError
 
-__all__ = ["GENERATIONS", "mesh", "shape", "topology"]
-
-# Of libtpu: ask no cloud where this machine is, and let other processes use it at the same time.
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+__all__ = ["TPUS", "mesh", "shape", "topology"]
 
 
 @functools.cache
 def topology(name: str) -> list[jax.Device]:
-    """The devices of a topology, as "v5e:2x4"; skips the test where libtpu is not installed."""
+    """The devices of a generation's smallest slice or of a topology, as "v5e:2x4"; skips the test where libtpu is not installed."""
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    except Exception as error:  # whatever a missing libtpu raises
-        pytest.skip(f"libtpu is not installed: {str(error)[:100]}")
+        return tpus(name)
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 def mesh(name: str, data: int = 1, tensor: int = 1) -> Mesh:
     """The first data · tensor devices of a generation's smallest slice, or of the named topology."""
-    devices = topology(GENERATIONS.get(name, name))[: data * tensor]
+    devices = topology(name)[: data * tensor]
     return Mesh(np.array(devices).reshape(data, tensor), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
 
 

@@ -94,6 +94,22 @@ def test_remat_changes_no_gradient(policy):
 
 
 @pytest.mark.cpu  # by what a fused program's text says
+def test_only_full_remat_multiplies_again():
+    """The policies that keep products keep all of them, and attention's results."""
+    model = tiny_model({"name": "t5"}).clone(style=Style(stddev=0.3, dropout=0.2))
+    params, ids = parameters(model), tokens(1, 5)
+
+    def products(policy):
+        def loss(p):
+            m = model.clone(remat_policy=policy)
+            return (m.apply(p, ids, train=True, rngs={"dropout": jax.random.key(3)}).hidden ** 2).sum()
+
+        return jax.jit(jax.grad(loss)).lower(params).compile().as_text().count(" dot(")
+
+    assert products("dots") == products("dots_no_batch") == products("none") < products("full")
+
+
+@pytest.mark.cpu  # by what a fused program's text says
 def test_layers_laid_out_compute_what_their_loop_does():
     looped = tiny_model({"name": "t5"}).clone(style=Style(stddev=0.3, dropout=0.2))
     laid_out, remat = looped.clone(unroll=2), looped.clone(unroll=2, remat_policy="full")
@@ -113,6 +129,21 @@ def test_layers_laid_out_compute_what_their_loop_does():
     assert counts[2] > counts[1], "what the backward pass should compute again was merged with the forward pass"
     results = [program(params) for program in programs]
     chex.assert_trees_all_close(results[1:], [results[0]] * 2, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.cpu  # whose loop is what to do without
+def test_where_there_is_a_gpu_layers_are_laid_out_but_not_to_be_initialised(monkeypatch):
+    model, ids = tiny_model({"name": "t5"}), tokens(1, 5)
+    params = parameters(model)
+
+    def loops(function, *arguments):
+        return jax.jit(function).lower(*arguments).as_text().count("stablehlo.while")
+
+    assert loops(model.apply, params, ids) == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert loops(model.apply, params, ids) == 0
+    assert loops(model.clone(unroll=1).apply, params, ids) == 1
+    assert loops(model.init, jax.random.key(0), ids) > 0
 
 
 def test_bfloat16_stays_near_float32_with_float32_parameters():
@@ -187,9 +218,10 @@ def test_the_layer_axis_is_exactly_below_the_stages():
         assert has_layer_axis(tuple(name.split("/"))) == (name.startswith("stage_0/") and shape[0] == DIMS.num_layers)
 
 
-def test_compile_time_does_not_grow_with_depth():
+def test_compile_time_does_not_grow_with_the_depth_of_a_loop():
     def size(layers):
-        model = Transformer(29, dataclasses.replace(DIMS, num_layers=layers), (Stage((BlockSpec(),), layers),))
+        stages = (Stage((BlockSpec(),), layers),)
+        model = Transformer(29, dataclasses.replace(DIMS, num_layers=layers), stages, unroll=1)
         shapes = jax.eval_shape(model.init, jax.random.key(0), tokens(1, 4))
         return len(jax.jit(model.apply).lower(shapes, tokens(1, 4)).as_text().splitlines())
 

@@ -7,13 +7,20 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
+from kernels.kept import ATTENTION
 from zoo.errors import UserError, near
+
+
+def _and_attention(policy: Callable) -> Callable:
+    of_attention = jax.checkpoint_policies.save_only_these_names(ATTENTION)
+    return jax.checkpoint_policies.save_from_both_policies(policy, of_attention)
+
 
 _POLICIES: dict[str, Callable | None] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": _and_attention(jax.checkpoint_policies.dots_saveable),
+    "dots_no_batch": _and_attention(jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
 }
 
 
@@ -22,8 +29,9 @@ def names() -> tuple[str, ...]:
 
 
 def remat(block: type[nn.Module], policy: str, *, looped: bool = True) -> type[nn.Module]:
-    """`block` under the policy: "none" stores everything, "full" nothing, "dots" matrix products, "dots_no_batch" those
-    without batch dimensions (the projections, not attention's scores). `looped`: the block runs in a loop of the compiled program.
+    """`block` under the policy: "none" stores everything, "full" nothing, "dots" matrix products and what attention gives,
+    "dots_no_batch" of the products those without batch dimensions. Attention's scores are in none of these, but where a mixer multiplies them
+    out itself, which "dots" stores. `looped`: the block runs in a loop of the compiled program.
 
     Raises:
       UserError: no such policy.

@@ -98,12 +98,17 @@ def scanned(
     dims: Dims,
     style: Style,
     remat_policy: str,
-    unroll: int = 1,
+    unroll: int | None = None,
 ) -> nn.Module:
     """The module of a stage, all its parameters with a leading layer axis (of length 1 where they are shared).
 
-    `unroll` repeats at a time are laid out in the compiled program one after another, the rest is its loop.
+    `unroll` repeats at a time are laid out in the compiled program one after another, the rest is its loop; None is all of them on a
+    GPU, elsewhere 1.
     """
+    if unroll is None:
+        # What the backward pass needs XLA's GPU backend copies into an array of all layers, and out of it again.
+        unroll = stage.repeats if jax.default_backend() == "gpu" else 1
+    unroll = min(unroll, stage.repeats)
     inputs = (0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast)
     rngs = {"params": True, "dropout": True}
     layers = nn.scan(
@@ -112,7 +117,7 @@ def scanned(
         split_rngs=rngs,
         in_axes=inputs,
         length=1 if stage.share else stage.repeats,
-        unroll=1 if stage.share else min(unroll, stage.repeats),
+        unroll=1 if stage.share else unroll,
     )
     if stage.share:
         layers = nn.scan(
@@ -122,6 +127,6 @@ def scanned(
             split_rngs={"params": False, "dropout": True},
             in_axes=inputs,
             length=stage.repeats,
-            unroll=min(unroll, stage.repeats),
+            unroll=unroll,
         )
     return layers(stage.pattern, encodings, dims, style, remat_policy, unroll)

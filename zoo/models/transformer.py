@@ -63,7 +63,8 @@ class Transformer(nn.Module):
       has_pooler_norm: whether `norm` follows the pooler's activation.
       causal: whether a token sees only those before it.
       remat_policy: what the backward pass recomputes, by name (`zoo.models.remat`).
-      unroll: how many repeats of a stage the compiled program lays out one after another, instead of looping over them.
+      unroll: how many repeats of a stage the compiled program lays out one after another, instead of looping over them; None as
+        `ModelConfig` has it.
     """
 
     vocab_size: int
@@ -82,7 +83,7 @@ class Transformer(nn.Module):
     has_pooler_norm: bool = False
     causal: bool = False
     remat_policy: str = "none"
-    unroll: int = 1
+    unroll: int | None = None
 
     def __post_init__(self):
         if self.embedding_dim is None:
@@ -102,8 +103,10 @@ class Transformer(nn.Module):
         )
         encodings = self._fitted()
         self.encodings = Encodings(encodings, self.dims, self.embedding_dim, self.block_specs()[0], self.style)
+        # The parameters are the same, and a loop's compile sooner.
+        unroll = 1 if self.is_initializing() else self.unroll
         self.stage = [
-            scanned(stage, encodings, self.dims, self.style, self.remat_policy, self.unroll) for stage in self.stages
+            scanned(stage, encodings, self.dims, self.style, self.remat_policy, unroll) for stage in self.stages
         ]
         last = self.block_specs()[-1]
         self.ends_normalised = last.mixer.replaces_block or not last.arrangement.final_norm
