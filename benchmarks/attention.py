@@ -149,7 +149,11 @@ def measured(setting: Setting, implementation: str, peers: str, repeats: int) ->
     """(name, timing) of ours without terms, ours with them, then the peers."""
     calls = {
         f"ours ({implementation}), {name}": functools.partial(ours, setting, implementation, terms)
-        for name, terms in (terms_of(setting.N, setting.H) | fire(setting.N, setting.B, setting.T)).items()
+        for name, terms in {
+            **terms_of(setting.N, setting.H),
+            **deberta(setting.N, setting.H),
+            **fire(setting.N, setting.B, setting.T),
+        }.items()
     }
     if peers in ("jax", "all"):
         calls[f"ours ({implementation}), bias [1, N, T, T] (Dense)"] = functools.partial(dense, setting, implementation)
@@ -193,6 +197,11 @@ def with_values(term: Term, values: jax.Array) -> Term:
             return Toeplitz(values)
         case PiecewiseLinear():
             return dataclasses.replace(term, slopes=values[:, : term.knots.shape[0]])
+        case Relative(query=Table(), key=Table()):
+            rows = jnp.broadcast_to(
+                jnp.tile(values.T, (2, 1))[: len(term.query.values), :, None], term.query.values.shape
+            )
+            return Relative(*(table and dataclasses.replace(table, values=rows) for table in (term.query, term.key)))
     return term
 
 
@@ -266,15 +275,19 @@ def counted(generation: str) -> Iterator[tuple[str, str, float, float]]:
 
 def further_terms(heads: int, width: int, length: int) -> dict[str, tuple]:
     """As the encodings `deberta` and `fire` make them, and the other kinds."""
-    rows, buckets = jnp.zeros((512, heads, width)), LogBuckets(256, 512)
-    tables = Relative(query=Table(rows, buckets), key=Table(rows, Reverse(buckets)))
     numbers = jnp.zeros((1, heads, length))
     return {
-        "deberta (Relative)": (tables,),
+        **deberta(heads, width),
         **fire(heads, 1, length),
         "Multiply": (Multiply(jnp.zeros((heads, 2 * length - 1))),),
         "RowColumn": (RowColumn(numbers, numbers),),
     }
+
+
+def deberta(heads: int, width: int) -> dict[str, tuple[Relative]]:
+    """As version 3 has it: query and key tables for each head, 256 log buckets to either side."""
+    rows, buckets = jnp.zeros((512, heads, width)), LogBuckets(256, 512)
+    return {"deberta (Relative)": (Relative(query=Table(rows, buckets), key=Table(rows, Reverse(buckets))),)}
 
 
 def fire(heads: int, batch: int, length: int) -> dict[str, tuple[PiecewiseLinear]]:

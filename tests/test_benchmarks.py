@@ -237,9 +237,9 @@ def test_attention(tmp_path, capsys):
     )
     tables = printed_tables(capsys)
     rows = [row for table in tables for row in table if "cuDNN" not in row["attention"]]
-    assert len(tables) == 2 and len(rows) == 14
+    assert len(tables) == 2 and len(rows) == 16
     assert_numbers(rows, "attention")
-    assert len((tmp_path / "rows").read_text().splitlines()) == 18
+    assert len((tmp_path / "rows").read_text().splitlines()) == 20
 
 
 def test_path(capsys):

@@ -135,7 +135,8 @@ class Given(NamedTuple):
             of_keys = ones((call.batch, keys)) if mask.key_segments is None else mask.key_segments.astype(jnp.int32)
             if mask.key_valid is not None:
                 of_keys = jnp.where(mask.key_valid, of_keys, 0)
-            rows["segments"] = padded(jnp.where(own > 0, own, -1), call.queries)
+            own = padded(own, call.queries)
+            rows["segments"] = jnp.where(own > 0, own, -1)
             columns["segments"] = padded(of_keys, call.keys)
         if call.rate > 0:
             index = jnp.arange(call.queries, dtype=jnp.int32)

@@ -69,6 +69,13 @@ def product(a: Any, b: Any, shape: tuple[int, int]) -> jax.Array:
     return pl.run_scoped(body, plgpu.ACC(shape, jnp.float32))
 
 
+def added_product(total: jax.Array, a: Any, b: Any, *, interpret: bool) -> jax.Array:
+    """total + a · bᵀ, with `total` in registers and the others as in `product`."""
+    if interpret:
+        return total + product(a, b, total.shape)
+    return pl.run_state(lambda ref: plgpu.wgmma(ref, a, b.T))(plgpu.ACC.init(total))
+
+
 def add_product(
     total: jax.Array, a: jax.Array, b: Any, *, interpret: bool, meanwhile: Callable[[], None] = lambda: None
 ) -> jax.Array:

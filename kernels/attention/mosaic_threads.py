@@ -23,7 +23,7 @@ def for_each_place(ref: ir.Value, visit: Callable[[ir.Value], object]) -> None:
 
 
 def i32(value: int) -> ir.Value:
-    return utils.c(value - (value >> 31 << 32), ir.IntegerType.get_signless(32))
+    return utils.c((value + 2**31) % 2**32 - 2**31, ir.IntegerType.get_signless(32))
 
 
 def index(value: ir.Value) -> ir.Value:

@@ -1,9 +1,11 @@
 """Fused attention for Hopper and newer GPUs, by Pallas on Mosaic GPU: forward and backward in memory linear in length.
 
 What it takes: bfloat16 and float16, heads up to 128 wide, grouped keys, causal, prefix and window masks, segment ids, key
-padding, dropout; any sum of `Toeplitz`, `RowColumn` and `Dense` terms with one `PiecewiseLinear`, or one `Relative` with query and value
-tables of one clip. Whatever else is asked for is refused by name; `xla` computes it. Of a `Dense` bias, quadratic as it is, memory holds a padded copy and a
-transposed one, and its sum where there are several. The kernels themselves are in `pallas_gpu_passes`, `pallas_gpu_dense` and `pallas_gpu_relative`.
+padding, dropout; any sum of `Toeplitz`, `RowColumn` and `Dense` terms with one `PiecewiseLinear`; one `Relative` with query and value
+tables of one clip; or `Relative` terms with query and key tables of any map of rows (heads up to 64 wide), beside `Toeplitz` and `RowColumn`. Whatever
+else is asked for is refused by name; `xla` computes it. Of a `Dense` bias, quadratic as it is, memory holds a padded copy and a
+transposed one, and its sum where there are several. The kernels themselves are in `pallas_gpu_passes`, `pallas_gpu_dense`, `pallas_gpu_bands` and
+`pallas_gpu_relative`.
 """
 
 from __future__ import annotations
@@ -15,22 +17,40 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from kernels.attention import pallas_gpu_relative
 from kernels.attention.core import Shape, attend
 from kernels.attention.curve import of_numbers
-from kernels.attention.fused import CURVE, DENSE, LINE, OUT, ROW, Given, K, Q, V, divided, padded, refusals_of_masks, up
+from kernels.attention.fused import (
+    BAND,
+    CURVE,
+    DENSE,
+    LINE,
+    OUT,
+    ROW,
+    Given,
+    K,
+    Q,
+    V,
+    divided,
+    padded,
+    refusals_of_masks,
+    up,
+)
+from kernels.attention.laid_out import laid_out, tables_of
 from kernels.attention.mask import AttentionMask
+from kernels.attention.pallas_gpu_bands import backward_table
 from kernels.attention.pallas_gpu_dense import backward_bias
 from kernels.attention.pallas_gpu_passes import OfQueries, backward_keys, backward_queries, forward
 from kernels.attention.pallas_gpu_plan import Plan
 from kernels.attention.pallas_gpu_relative import Band
 from kernels.attention.positions import Placement
 from kernels.attention.separable import Basis, Sides, Sums
-from kernels.attention.terms import Dense, PiecewiseLinear, Relative, RowColumn, Term, Toeplitz
+from kernels.attention.terms import Dense, PiecewiseLinear, Relative, RowColumn, Table, Term, Toeplitz
 
-_WIDEST = 128
+_WIDEST, _WIDEST_MET = 128, 64  # heads; those that meet tables of any map of rows
 _TILE = 128  # lengths are padded to a multiple of it, with keys that nobody sees
 
 
@@ -48,7 +68,8 @@ def attention(
 ) -> Float[Array, "B T N W"]:
     """As `reference.attention`, for the same arguments; `interpret` runs the kernels on a CPU, which tests do.
 
-    A traced `scale` multiplies q, in q's dtype; with a `RowColumn`, grouped keys and values are repeated for their heads.
+    A traced `scale` multiplies q, in q's dtype; with a `RowColumn` or a key table for each query head, grouped keys and values are repeated for
+    their heads.
 
     Raises:
       ValueError: a dtype, width, term or mask that the kernels do not compute; says which, and what does.
@@ -59,11 +80,16 @@ def attention(
     batch, queries, heads, width = q.shape
     if not isinstance(scale, int | float):
         q, scale = (q * scale).astype(q.dtype), 1.0
-    if any(isinstance(term, RowColumn) for term in terms) and k.shape[2] != heads:
+    tables = tables_of(terms)
+    of_heads = any(isinstance(term, RowColumn) for term in terms) or any(
+        table.values.shape[1] == heads for table in tables["key"]
+    )
+    if of_heads and k.shape[2] != heads:
         k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
     (keys, kv_heads), value_width = k.shape[1:3], v.shape[3]
     left, right = mask.band
-    (relative,) = [term for term in terms if isinstance(term, Relative)] or [None]
+    relative = _clipped(terms)
+    met = relative is None and any(tables.values())
     widths = up(width, 32), up(value_width, 32)
     if relative is not None:
         widths = (max(widths),) * 2  # its kernels put results where the operands were
@@ -86,10 +112,13 @@ def attention(
         column_bias=any(isinstance(term, RowColumn) for term in terms),
         dense_bytes=0,
         curved=any(isinstance(term, PiecewiseLinear) for term in terms),
+        met=met,
     )
     given = Given.of(plan, terms, mask, placement, words, (queries, keys))
     if given.dense:
         plan = dataclasses.replace(plan, dense_bytes=given.dense["bias"].dtype.itemsize)
+    if met:
+        given = given._replace(bands={side: _laid_out(plan, side, x, q.dtype) for side, x in tables.items() if x})
     basis = band = None
     if relative is not None:
         basis = Basis.of(relative)
@@ -97,6 +126,21 @@ def attention(
     shape = Shape.of(plan, q, v, basis, band.width if band else 0)
     k, v = padded(k, plan.keys, plan.width), padded(v, plan.keys, plan.value_width)
     return attend(_Clipped(band) if band else _Plain(plan), shape, q, k, v, relative, given)
+
+
+def _clipped(terms: tuple[Term, ...]) -> Relative | None:
+    """The call's one term, where its tables are products of two sides that are narrow enough."""
+    if len(terms) != 1 or not isinstance(terms[0], Relative):
+        return None
+    basis = Basis.of(terms[0])
+    return terms[0] if basis is not None and basis.width <= _WIDEST else None
+
+
+def _laid_out(plan: Plan, side: str, tables: list[Table], dtype: jnp.dtype) -> Array:
+    """Row x is that of the distance x − T."""
+    r = np.arange(plan.queries + plan.keys) - plan.queries - plan.offset
+    heads = plan.kv_heads if side == "key" else plan.heads
+    return laid_out(tables, r, heads=heads, width=plan.width, dtype=dtype)
 
 
 def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, placement: Placement) -> list[str]:
@@ -112,16 +156,17 @@ def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, p
         reasons.append(f"it has no {' and no '.join(other)}")
     if sum(isinstance(term, PiecewiseLinear) for term in terms) > 1:
         reasons.append("it has one PiecewiseLinear at most")
-    for relative in (term for term in terms if isinstance(term, Relative)):
-        basis = Basis.of(relative)
-        if len(terms) > 1:
-            reasons.append("it has no Relative beside other terms")
-        elif basis is None:
+    tables = tables_of(terms)
+    if any(tables.values()) and _clipped(terms) is None:
+        if tables["value"]:
             reasons.append(
-                "of Relative it has query and value tables whose rows are one Clip, no key table and no buckets"
+                "of value tables it has those alone whose rows, and those of a query table beside it, are one Clip, at most at "
+                f"{_WIDEST // 2}, with no key table and no other term"
             )
-        elif basis.width > _WIDEST:
-            reasons.append(f"learned tables clip at most at {_WIDEST // 2}, not {basis.limit}")
+        if q.shape[3] > _WIDEST_MET:
+            reasons.append(f"its heads are at most {_WIDEST_MET} wide, not {q.shape[3]}, where they meet such tables")
+        if any(isinstance(term, Dense | PiecewiseLinear) for term in terms):
+            reasons.append("it has no Relative beside Dense or PiecewiseLinear")
     return reasons + refusals_of_masks(terms, mask, placement)
 
 
@@ -139,6 +184,8 @@ class _Plain:
     def backward(self, q: Array, k: Array, v: Array, sides: None, d: Sums, given: Given) -> tuple:
         operands = (q, Q), (k, K), (v, V), (d.out, OUT)
         run = functools.partial(divided, self.plan, operands=operands, given=given)
+        sides = [side for side in ("query", "key") if side in given.bands]
+        bands = {side: self._of_band(side, given, run) for side in sides}
         axes = OfQueries(
             Q,
             dict.fromkeys(given.lines, LINE),
@@ -154,8 +201,14 @@ class _Plain:
             lines=of_queries.lines,
             curves={name: of_numbers(given.curves[name], x) for name, x in of_queries.curves.items()},
             dense=dense,
+            bands=bands,
         )
         return of_queries.dq, dk, dv, None, of_given
+
+    def _of_band(self, side: str, given: Given, run: Callable[..., tuple]) -> Array:
+        (found,) = run(functools.partial(backward_table, side), results=(BAND[side],))
+        band = given.bands[side]
+        return (jnp.sum(found, axis=1, keepdims=True) if band.shape[1] == 1 else found).astype(band.dtype)
 
     def _of_bias(self, bias: Array, parts: Array) -> Array:
         """The sum over the devices that share a bias: along its axes of length 1 each has given a part of its own."""

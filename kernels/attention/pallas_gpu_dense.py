@@ -69,7 +69,7 @@ def backward_bias(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
     dtype = bias.dtype if readers.count == 1 else jnp.float32
 
     def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        (row_refs, column_refs, tables, (bias_ref,), curves, _), refs = split_operands(given, refs)
+        (row_refs, column_refs, tables, _, (bias_ref,), curves, _), refs = split_operands(given, refs)
         out_ref, bias_tile, out_tile, barriers = refs
         place, row, column = lax.axis_index("matrix"), lax.axis_index("row"), lax.axis_index("column")
         warpgroup = lax.axis_index("warpgroup")

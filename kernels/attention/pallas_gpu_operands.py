@@ -28,17 +28,26 @@ def operands_of(given: Given, diagonals: Diagonals) -> list[jax.Array]:
         own, other = (other, own) if diagonals.transposed else (own, other)
         reach = [segment_reach(own, diagonals.rows, other, diagonals.columns)]
     windows = map(diagonals.windows, given.lines.values())
-    return [*given.rows.values(), *given.columns.values(), *windows, *given.dense.values(), *curves, *reach]
+    return [
+        *given.rows.values(),
+        *given.columns.values(),
+        *windows,
+        *given.bands.values(),
+        *given.dense.values(),
+        *curves,
+        *reach,
+    ]
 
 
 class Operands(NamedTuple):
-    """What stands in a kernel for `Given`: rows, columns and windows by name, one or none of matrix and reach, and of a curve its numbers and
-    the knots that tiles meet.
+    """What stands in a kernel for `Given`: rows, columns, windows and bands by name, one or none of matrix and reach, and of a curve its numbers
+    and the knots that tiles meet.
     """
 
     rows: dict[str, Any]
     columns: dict[str, Any]
     windows: dict[str, Any]
+    bands: dict[str, Any]
     matrices: tuple
     curves: tuple
     reach: tuple
@@ -51,11 +60,11 @@ def split_operands(given: Given, values: tuple) -> tuple[Operands, tuple]:
     def named(like: Mapping) -> dict[str, Any]:
         return {name: next(rest) for name in like}
 
-    rows, columns, windows = named(given.rows), named(given.columns), named(given.lines)
+    rows, columns, windows, bands = map(named, (given.rows, given.columns, given.lines, given.bands))
     matrices = tuple(named(given.dense).values())
     curves = (next(rest), next(rest)) if given.curves else ()
     reach = (next(rest),) if "segments" in given.rows else ()
-    return Operands(rows, columns, windows, matrices, curves, reach), tuple(rest)
+    return Operands(rows, columns, windows, bands, matrices, curves, reach), tuple(rest)
 
 
 def segment_reach(own: jax.Array, rows: int, other: jax.Array, columns: int) -> jax.Array:

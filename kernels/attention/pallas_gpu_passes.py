@@ -21,6 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import mosaic, mosaic_diagonals, mosaic_sums
 from kernels.attention.fused import FLOOR, HIDDEN, Given
+from kernels.attention.pallas_gpu_bands import add_rows, band_specs, products, spaces
 from kernels.attention.pallas_gpu_operands import operands_of, split_operands, within_reach
 from kernels.attention.pallas_gpu_pipeline import (
     fetch,
@@ -35,6 +36,7 @@ from kernels.attention.pallas_gpu_pipeline import (
 )
 from kernels.attention.pallas_gpu_plan import Diagonals, Plan
 from kernels.attention.pallas_gpu_tile import (
+    Bands,
     Biases,
     Loaded,
     Tile,
@@ -54,8 +56,8 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
     diagonals = Diagonals(plan, block.program, block.columns)
 
     def body(q_ref, k_ref, v_ref, *refs):
-        (row_refs, column_refs, tables, matrices, curves, reach), refs = split_operands(given, refs)
-        out_ref, lse_ref, q_tile, out_tile, lse_tile, barriers = refs
+        (row_refs, column_refs, tables, bands, matrices, curves, reach), refs = split_operands(given, refs)
+        out_ref, lse_ref, q_tile, out_tile, lse_tile, barriers, *space_ref = refs
         b, h, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
         first_query = program * block.program + warpgroup * block.rows
@@ -80,11 +82,15 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
             plgpu.copy_smem_to_gmem(lse_tile.at[warpgroup], lse_ref.at[b, h, here])
             plgpu.wait_smem_to_gmem(0)
 
-        def step(indices, k_tile, v_tile, column_tiles, windows, dense, carry):
+        def step(indices, k_tile, v_tile, column_tiles, windows, met_windows, dense, carry):
             total, top, mass, row_vectors = carry
             number = low + indices[0]
             tile = Tile((block.rows, block.columns), first_query, number * block.columns)
-            s = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
+            if bands:
+                own = diagonals.parts(met_windows, warpgroup)
+                s = products(plan, tile, Bands(own, q_tile.at[warpgroup], k_tile, space_ref[0].at[warpgroup]))
+            else:
+                s = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
             column_vectors = Loaded(column_tiles, mosaic.COLUMNS)
             biases = Biases(
                 diagonals.parts(windows, warpgroup), own_rows(dense, warpgroup), curve_in(curves, tile, b, h)
@@ -107,6 +113,7 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
             [
                 *key_tiles(plan, block.columns, k_ref, v_ref, column_refs, h, lambda t: (b, low + t)),
                 window_specs(tables, diagonals, lambda t: (h, diagonals.of(program, low + t))),
+                band_specs(bands, diagonals, lambda t: (program, low + t, h)),
                 matrix_specs(matrices, block, lambda t: (b, h, program, low + t)),
             ],
             block.warpgroups,
@@ -123,6 +130,7 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
             plgpu.SMEM((block.warpgroups, block.rows, plan.value_width), q.dtype),
             plgpu.SMEM((block.warpgroups, block.rows), jnp.float32),
             plgpu.Barrier(num_barriers=block.warpgroups),
+            *spaces(given, block.warpgroups),
         ],
         grid={"head": plan.heads, "tile": plan.queries // block.program, "batch": plan.batch},
         warpgroups=block.warpgroups,
@@ -152,9 +160,9 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> OfQueries:
     curved = bool(given.curves)
 
     def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        (row_refs, column_refs, tables, matrices, curves, reach), refs = split_operands(given, refs)
+        (row_refs, column_refs, tables, bands, matrices, curves, reach), refs = split_operands(given, refs)
         results, scratch = tree_of_refs.unflatten(refs)
-        space_ref, numbers_ref, reach_tile, q_tile, gradient_tile, barriers = scratch
+        space_ref, numbers_ref, reach_tile, q_tile, gradient_tile, barriers, turn_ref = scratch
         h, warpgroup = lax.axis_index("head"), lax.axis_index("warpgroup")
 
         def run_program(b, program):
@@ -182,11 +190,16 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> OfQueries:
                     plgpu.copy_smem_to_gmem(reach_tile.at[warpgroup], results.rows["reach"].at[b, h, here])
                 plgpu.wait_smem_to_gmem(0)
 
-            def step(indices, k_tile, v_tile, column_tiles, windows, dense, carry):
+            def step(indices, k_tile, v_tile, column_tiles, windows, met_windows, dense, carry):
                 total, of_reach, row_vectors = carry
                 number = low + indices[0]
                 tile = Tile((block.rows, block.columns), first_query, number * block.columns)
-                product = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
+                if bands:
+                    own = diagonals.parts(met_windows, warpgroup)
+                    of_bands = Bands(own, q_tile.at[warpgroup], k_tile, turn_ref[0].at[warpgroup])
+                    product = products(plan, tile, of_bands)
+                else:
+                    product = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
                 dp = mosaic.product(gradient_tile.at[warpgroup], v_tile, tile.shape)
                 column_vectors = Loaded(column_tiles, mosaic.COLUMNS)
                 curve = curve_in(curves, tile, b, h)
@@ -212,6 +225,8 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> OfQueries:
                 total = mosaic.add_product(
                     total, ds.astype(q.dtype), k_tile, interpret=plan.interpret, meanwhile=add_to_lines
                 )
+                if "query" in bands:
+                    total = add_rows(plan, "query", total, ds, of_bands, q.dtype)
                 return total, of_reach, row_vectors
 
             over_tiles(
@@ -221,6 +236,7 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> OfQueries:
                 [
                     *key_tiles(plan, block.columns, k_ref, v_ref, column_refs, h, lambda t: (b, low + t)),
                     window_specs(tables, diagonals, lambda t: (h, diagonals.of(program, low + t))),
+                    band_specs(bands, diagonals, lambda t: (program, low + t, h)),
                     matrix_specs(matrices, block, lambda t: (b, h, program, low + t)),
                 ],
                 block.warpgroups,
@@ -275,6 +291,7 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> OfQueries:
         plgpu.SMEM((*rows_of_warpgroups, plan.width), q.dtype),
         plgpu.SMEM((*rows_of_warpgroups, plan.value_width), q.dtype),
         plgpu.Barrier(num_arrivals=2, num_barriers=block.warpgroups),
+        spaces(given, block.warpgroups),
     ]
     outputs, tree = jax.tree.flatten(out)
     buffers, tree_of_refs = jax.tree.flatten((out, scratch))
@@ -303,8 +320,8 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
     given = given._replace(dense={name: jnp.swapaxes(x, 2, 3) for name, x in given.dense.items()})
 
     def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        (row_refs, column_refs, tables, matrices, curves, reach), refs = split_operands(given, refs)
-        dk_ref, dv_ref, db_ref, k_tile, v_tile, db_tile, barriers = refs
+        (row_refs, column_refs, tables, bands, matrices, curves, reach), refs = split_operands(given, refs)
+        dk_ref, dv_ref, db_ref, k_tile, v_tile, db_tile, barriers, *space_ref = refs
         b, kv_head, program = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")
         warpgroup = lax.axis_index("warpgroup")
         first_key = program * block.program + warpgroup * block.rows
@@ -334,11 +351,16 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
             plgpu.copy_smem_to_gmem(db_tile.at[warpgroup], db_ref.at[b, kv_head, here])
             plgpu.wait_smem_to_gmem(0)
 
-        def step(indices, q_tile, gradient_tile, row_tiles, windows, dense, carry):
+        def step(indices, q_tile, gradient_tile, row_tiles, windows, met_windows, dense, carry):
             dk, dv, db, column_vectors = carry
             number = low + indices[1]
             tile = Tile((block.rows, block.columns), number * block.columns, first_key, transposed=True)
-            product = mosaic.product(k_tile.at[warpgroup], q_tile, tile.shape)
+            if bands:
+                own = diagonals.parts(met_windows, warpgroup)
+                of_bands = Bands(own, q_tile, k_tile.at[warpgroup], space_ref[0].at[warpgroup])
+                product = products(plan, tile, of_bands)
+            else:
+                product = mosaic.product(k_tile.at[warpgroup], q_tile, tile.shape)
             dp = mosaic.product(v_tile.at[warpgroup], gradient_tile, tile.shape)
             row_vectors = Loaded(row_tiles, mosaic.COLUMNS)
             curve = curve_in(curves, tile, b, kv_head * plan.group + indices[0])
@@ -348,6 +370,8 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
             kept = dropped(plan, tile, p, row_vectors).astype(q.dtype)
             dv = mosaic.add_product(dv, kept, gradient_tile, interpret=plan.interpret)
             dk = mosaic.add_product(dk, ds.astype(q.dtype), q_tile, interpret=plan.interpret)
+            if "key" in bands:
+                dk = add_rows(plan, "key", dk, ds, of_bands, q.dtype)
             if "bias" in given.columns:
                 db = db + jnp.sum(ds, axis=1)
             return dk, dv, db, column_vectors
@@ -366,6 +390,7 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
                 window_specs(
                     tables, diagonals, lambda g, t: (kv_head * plan.group + g, diagonals.of(program, low + t))
                 ),
+                band_specs(bands, diagonals, lambda g, t: (program, low + t, kv_head * plan.group + g)),
                 matrix_specs(matrices, block, lambda g, t: (b, kv_head * plan.group + g, program, low + t)),
             ],
             block.warpgroups,
@@ -383,6 +408,7 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
             plgpu.SMEM((block.warpgroups, block.rows, plan.value_width), q.dtype),
             plgpu.SMEM((block.warpgroups, block.rows), jnp.float32),
             plgpu.Barrier(num_arrivals=2, num_barriers=block.warpgroups),
+            *spaces(given, block.warpgroups),
         ],
         grid={"head": plan.kv_heads, "tile": plan.keys // block.program, "batch": plan.batch},
         warpgroups=block.warpgroups,

@@ -40,6 +40,7 @@ class Plan(Call):
     column_bias: bool
     dense_bytes: int  # of an entry of a `Dense` term, 0 without
     curved: bool  # by a `PiecewiseLinear` term
+    met: bool  # tables by queries or keys, in products of 64 columns
 
     @property
     def growth(self) -> float:
@@ -67,7 +68,7 @@ class Plan(Call):
         return self._blocks(masked or biased or self.rate > 0)
 
     def _blocks(self, narrow: bool) -> Blocks:
-        return Blocks(64 if narrow or self.wide or self.curved else 128)
+        return Blocks(64 if narrow or self.wide or self.curved or self.met else 128)
 
     def parts(self, blocks: int) -> int:
         """Among how many programs dq divides the blocks of queries of a head where a table's gradient is summed.

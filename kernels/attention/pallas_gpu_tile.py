@@ -86,6 +86,17 @@ class Biases(NamedTuple):
 NO_BIASES = Biases({}, None, None)
 
 
+class Bands(NamedTuple):
+    """What a tile's part of tables that queries or keys meet is made from, in shared memory: by side the 128 rows of a table, the tile's queries
+    and its keys, and space for a turn (`mosaic_turns`).
+    """
+
+    windows: Mapping[str, Any]
+    queries: Any
+    keys: Any
+    space: Any
+
+
 def curve_in(curves: tuple, tile: Tile, b: Any, h: Any) -> Curve | None:
     """The function of a row of the batch and a head in a tile; curves: as in `Operands`."""
     if not curves:

@@ -32,13 +32,13 @@ from kernels.attention.fused import (
     refusals_of_masks,
     up,
 )
+from kernels.attention.laid_out import laid_out, tables_of
 from kernels.attention.mask import AttentionMask
 from kernels.attention.pallas_tpu_bands import Band
 from kernels.attention.pallas_tpu_passes import backward_keys, backward_queries, forward
 from kernels.attention.pallas_tpu_plan import Clipped, Plan
 from kernels.attention.positions import Placement
 from kernels.attention.separable import Basis, Sides, Sums
-from kernels.attention.skew import expand
 from kernels.attention.terms import Multiply, PiecewiseLinear, Relative, RowColumn, Table, Term, Toeplitz
 from kernels.mosaic_tpu import Interpret
 
@@ -74,7 +74,7 @@ def attention(
     if reasons:
         raise ValueError(f"attention implementation 'pallas_tpu': {'; '.join(reasons)}. implementation='xla' does it")
     batch, queries, heads, _ = q.shape
-    if k.shape[2] != heads and any(x.values.shape[1] == heads for x in _tables(terms)["key"]):
+    if k.shape[2] != heads and any(x.values.shape[1] == heads for x in tables_of(terms)["key"]):
         k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
     if not isinstance(scale, int | float):
         q, scale = (q * scale).astype(q.dtype), 1.0
@@ -83,7 +83,7 @@ def attention(
     block = _block(queries, keys)
     left, right = mask.band
     rate, words = (0.0, None) if dropout is None else dropout
-    basis, tables = _basis(terms, wide), _tables(terms)
+    basis, tables = _basis(terms, wide), tables_of(terms)
     plan = Plan(
         batch=batch,
         queries=up(queries, block),
@@ -127,13 +127,6 @@ def _wide(q: Array, v: Array) -> int:
     return next(size for size in _WIDTHS if size >= max(q.shape[3], v.shape[3]))
 
 
-def _tables(terms: tuple[Term, ...]) -> dict[str, list[Table]]:
-    """The tables of all `Relative` terms by what they meet."""
-    relative = [term for term in terms if isinstance(term, Relative)]
-    found = {side: [getattr(term, side) for term in relative] for side in BAND}
-    return {side: [table for table in tables if table is not None] for side, tables in found.items()}
-
-
 def _basis(terms: tuple[Term, ...], wide: int) -> Basis | None:
     """Of the call's one `Relative` with clipped tables, where its products are narrow enough to be cheaper than bands."""
     relative = [term for term in terms if isinstance(term, Relative)]
@@ -146,28 +139,15 @@ def _parts(basis: Basis, wide: int) -> int:
 
 
 def _band(terms: tuple[Term, ...], placement: Placement, queries: int, keys: int) -> Band | None:
-    spans = [table.rows.span for tables in _tables(terms).values() for table in tables]
+    spans = [table.rows.span for tables in tables_of(terms).values() for table in tables]
     block = _block(queries, keys)
     return Band.of(max(spans), placement.offset or 0, up(queries, block), up(keys, block), block) if spans else None
 
 
 def _laid_out(plan: Plan, side: str, tables: list[Table], dtype: jnp.dtype) -> Array:
-    """The sum of tables, one row for each distance of the band: `[R, N or K or 1, width]`."""
     r = np.arange(plan.band.rows) + plan.band.start - plan.offset
     heads = plan.kv_heads if side == "key" else plan.heads
-
-    def one(table: Table) -> Array:
-        span = table.rows.span
-        rows = expand(table.values.astype(jnp.float32), table.rows.lookup()[np.clip(r, -span, span) + span], axis=0)
-        own = rows.shape[1]
-        return rows if own in (1, heads) else jnp.repeat(rows, heads // own, axis=1)
-
-    several = [one(table) for table in tables]
-    heads = max(x.shape[1] for x in several)
-    total = functools.reduce(
-        jnp.add, (jnp.broadcast_to(x, (x.shape[0], heads, x.shape[2])) if len(several) > 1 else x for x in several)
-    )
-    return jnp.pad(total, ((0, 0), (0, 0), (0, plan.width - total.shape[2]))).astype(dtype)
+    return laid_out(tables, r, heads=heads, width=plan.width, dtype=dtype)
 
 
 def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, placement: Placement) -> list[str]:
@@ -187,7 +167,7 @@ def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, p
     reasons += refusals_of_masks(terms, mask, placement)
     if not reasons and not _basis(terms, _wide(q, v)):
         band = _band(terms, placement, q.shape[1], v.shape[1])
-        sides = sum(bool(tables) for tables in _tables(terms).values())
+        sides = sum(bool(tables) for tables in tables_of(terms).values())
         # Both are there twice: while one is computed with, the next is on its way.
         row = 2 * max(128, _wide(q, v)) * (q.dtype.itemsize + jnp.dtype(jnp.float32).itemsize)
         if band is not None and sides * band.rows * row > _TABLE_BYTES:

@@ -97,6 +97,11 @@ KINDS: dict[str, Callable[[Sizes, Callable], tuple]] = {
     "query_and_value": lambda s, draw: (
         Relative(query=Table(draw(17, s.N, s.H), Clip(8)), value=Table(draw(17, 1, s.W), Reverse(Clip(8)))),
     ),
+    "query_and_key": lambda s, draw: (
+        Relative(
+            query=Table(draw(8, s.N, s.H), LogBuckets(4, 9)), key=Table(draw(8, s.K, s.H), Reverse(LogBuckets(4, 9)))
+        ),
+    ),
     "row_column": lambda s, draw: (RowColumn(draw(s.B, s.N, s.T), draw(s.B, s.N, s.S)),),
     "piecewise_linear": lambda s, draw: (_piecewise(s, draw),),
     "pairwise": lambda s, draw: (Pairwise({"height": draw(s.N)}, Waves(0.3)),),

@@ -93,6 +93,32 @@ def test_relative_tables_under_masks(mask):
     compare(sizes, "query_and_value", mask=mask, positions=positions, dropout=(0.2, jax.random.key(5)))
 
 
+@runs
+@pytest.mark.parametrize("kind", ["key", "key_per_head", "query_and_key"])
+@pytest.mark.parametrize(("queries", "keys"), [(7, 63), (130, 260), (260, 130)])
+def test_tables_of_any_map_of_rows(kind, queries, keys):
+    # Not causal: of the keys left of all others' buckets dS would come to little, and its rounding to much.
+    compare(Sizes(B=1, T=queries, S=keys, N=4, K=2, H=24, W=40), kind)
+
+
+@runs
+@pytest.mark.parametrize("mask", ["segments_window", "key_valid", "prefix"])
+def test_tables_of_any_map_of_rows_beside_others_under_masks(mask):
+    """With two rows of the batch, which the warpgroups of a table's gradient take."""
+    sizes = Sizes(T=150, S=150, H=32, W=32)
+    mask, positions = MASKS[mask](sizes)
+    (*_, beside), _ = inputs(sizes, "toeplitz", seed=1)
+    dropout = (0.2, jax.random.key(5))
+    compare(sizes, "query_and_key", beside=beside, mask=mask, positions=positions, dropout=dropout)
+
+
+@runs
+def test_a_wide_clip_and_several_tables_of_wide_heads():
+    rng = np.random.default_rng(4)
+    wide, narrow = (Table(rng.standard_normal((2 * n + 1, 1, 64)).astype(np.float32) / 4, Clip(n)) for n in (90, 3))
+    compare(Sizes(B=3, T=200, S=140, H=64, W=64), beside=(Relative(query=wide), Relative(query=narrow, key=narrow)))
+
+
 # Documents of many lengths; one that comes twice, so that what lies between is visited for nothing; and an end that nobody may see.
 LAYOUTS = {
     "in order": ((1, 130), (2, 5), (3, 265)),
@@ -357,8 +383,8 @@ def test_what_is_chosen_where_nothing_is_named(monkeypatch, chosen, capability, 
     assert api._best(q, q, (), AttentionMask(), Placement.of(None, length, length)) == chosen
 
 
-def table(rows):
-    return Table(jnp.ones((rows.num_rows, 1, 32)), rows)
+def table(rows, width=32):
+    return Table(jnp.ones((rows.num_rows, 1, width)), rows)
 
 
 def _call(dtype=jnp.bfloat16, width=32, **more):
@@ -371,12 +397,13 @@ def _call(dtype=jnp.bfloat16, width=32, **more):
     [
         ("bfloat16 and float16, not float32. implementation='xla' does it", {"dtype": jnp.float32}),
         ("at most 128 wide, not 160", {"width": 160}),
-        ("no key table", {"terms": (Relative(key=table(Clip(3))),)}),
-        ("no buckets", {"terms": (Relative(query=table(LogBuckets(8, 16))),)}),
-        ("one Clip", {"terms": (Relative(query=table(Clip(3)), value=table(Clip(4))),)}),
-        ("clip at most at 64, not 65", {"terms": (Relative(query=table(Clip(65))),)}),
-        ("beside other terms", {"terms": (Relative(query=table(Clip(3))), Toeplitz(jnp.ones((2, 9))))}),
-        ("beside other terms", {"terms": (Relative(query=table(Clip(3))), Dense(jnp.ones((1, 2, 8, 8))))}),
+        ("no key table", {"terms": (Relative(key=table(Clip(3)), value=table(Clip(3))),)}),
+        ("are one Clip", {"terms": (Relative(value=table(LogBuckets(8, 16))),)}),
+        ("are one Clip", {"terms": (Relative(query=table(Clip(3)), value=table(Clip(4))),)}),
+        ("at most at 64", {"terms": (Relative(value=table(Clip(65))),)}),
+        ("no other term", {"terms": (Relative(value=table(Clip(3))), Toeplitz(jnp.ones((2, 9))))}),
+        ("at most 64 wide, not 96", {"width": 96, "terms": (Relative(query=table(LogBuckets(8, 16), 96)),)}),
+        ("beside Dense", {"terms": (Relative(query=table(Clip(3))), Dense(jnp.ones((1, 2, 8, 8))))}),
         ("one PiecewiseLinear at most", {"terms": (fire(2, batch=1, queries=8, keys=8),) * 2}),
         ("no Multiply", {"terms": (Multiply(jnp.ones((2, 9))),)}),
         ("no block mask", {"mask": AttentionMask(block=4)}),
