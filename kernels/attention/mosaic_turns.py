@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental import pallas as pl
 from jax.experimental.mosaic.gpu import fragmented_array, utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
@@ -25,18 +24,20 @@ from kernels.attention.mosaic_threads import i32, index
 SIDE = 64
 _LESS = arith.CmpIPredicate.slt
 # Rows begin eight banks apart: what a warp writes at once meets no bank twice, and what it reads two at most.
-SPACE = (SIDE, SIDE + 8)
+_PITCH = SIDE + 8
+SPACE = SIDE * _PITCH
 
 Y, X, X_LESS_Y, Y_LESS_X, SUM = (1, 0), (0, 1), (-1, 1), (1, -1), (1, 1)  # a and b of (a y + b x) mod 64
 
 
 def put(tile: jax.Array, space: Any, condition: tuple[tuple[int, int], int] | None = None, *, interpret: bool) -> None:
-    """Writes a tile `[64, 64]` of float32 to `SPACE` in shared memory, whole before anything is read, or over it where a y + b x < c, condition
-    ((a, b), c).
+    """Writes a tile `[64, 64]` of float32 to `SPACE` numbers of shared memory, whole before anything is read, or over it where
+    a y + b x < c, condition ((a, b), c).
     """
     if interpret:
-        here = space.at[:, pl.ds(0, SIDE)]
-        here[...] = tile if condition is None else jnp.where(_holds(condition, tile.shape), tile, here[...])
+        before = _square(space)
+        after = tile if condition is None else jnp.where(_holds(condition, tile.shape), tile, before)
+        space[...] = jnp.pad(after, ((0, 0), (0, _PITCH - SIDE))).reshape(SPACE)
         return
 
     def body(_, tile, space):
@@ -45,35 +46,31 @@ def put(tile: jax.Array, space: Any, condition: tuple[tuple[int, int], int] | No
             utils.warpgroup_barrier()  # all have read what was there before
         for place in np.ndindex(tile.registers.shape):
             g, s = steps(tile.registers.shape, place)
-            row, column = (thread.at(axis, g, s, 0) for axis in (Y, X))
             if condition is None:
-                vector.store(tile.registers[place], space, [index(row), index(column)])
+                vector.store(tile.registers[place], space, [thread.address(Y, X, g, s, 0)])
                 continue
+            coefficients, bound = condition
             for e in range(2):
-                # What is not wanted goes where nothing is read.
-                coefficients, bound = condition
-                here = arith.cmpi(_LESS, thread.at(coefficients, g, s, e), i32(bound))
-                chosen = arith.select(here, arith.addi(column, i32(e)), arith.addi(thread.at(X, 0, 0, e), i32(SIDE)))
-                memref.store(vector.extract(tile.registers[place], [], [e]), space, [index(row), index(chosen)])
+                with utils.when(arith.cmpi(_LESS, thread.at(coefficients, g, s, e), i32(bound))):
+                    entry = vector.extract(tile.registers[place], [], [e])
+                    memref.store(entry, space, [thread.address(Y, X, g, s, e)])
 
     plgpu.inline_mgpu(arg_types=(plgpu.Layout.WGMMA, plgpu.RefType()))(body)(tile, space)
 
 
 def turned(space: Any, *, row: tuple[int, int], column: tuple[int, int], interpret: bool) -> jax.Array:
-    """out[y, x] = space[row(y, x), column(y, x)], `[64, 64]` in registers, of what was `put` there."""
+    """out[y, x] = put[row(y, x), column(y, x)], `[64, 64]` in registers, of what was `put` in `space`."""
     shape = (SIDE, SIDE)
     if interpret:
         y, x = _places_of(shape)
-        return space[...][tuple((a * y + b * x) & (SIDE - 1) for a, b in (row, column))]
+        return _square(space)[tuple((a * y + b * x) & (SIDE - 1) for a, b in (row, column))]
 
     def body(_, space):
         thread = _Thread(shape)
         utils.warpgroup_barrier()  # all have written
 
         def read(g, s, e):
-            # Of 32 places 16 are distinct modulo 64, in registers; the rest is what an instruction adds to an address.
-            axes = [thread.at(axis, g, s, e, turning=axis not in (Y, X)) for axis in (row, column)]
-            return memref.load(space, [index(x) for x in axes])
+            return memref.load(space, [thread.address(row, column, g, s, e)])
 
         return _tile_of(read, fragmented_array.WGMMA_LAYOUT.registers_shape(shape))
 
@@ -104,6 +101,10 @@ def _holds(condition: tuple[tuple[int, int], int], shape: tuple[int, int]) -> ja
     return a * y + b * x < bound
 
 
+def _square(space: Any) -> jax.Array:
+    return space[...].reshape(SIDE, _PITCH)[:, :SIDE]
+
+
 def _places_of(shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     return tuple(lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
 
@@ -130,13 +131,29 @@ class _Thread:
     def __init__(self, shape: tuple[int, int]):
         self._y, self._x = map(_anew, next(iter(fragmented_array.WGMMA_LAYOUT.thread_idxs(shape))))
 
-    def at(self, coefficients: tuple[int, int], g: int, s: int, e: int, *, turning: bool = False) -> ir.Value:
-        """a y + b x of an entry; `turning`: modulo 64."""
+    def at(self, coefficients: tuple[int, int], g: int, s: int, e: int) -> ir.Value:
+        """a y + b x of an entry."""
+        return arith.addi(self._sum(*coefficients), i32(self._distance(coefficients, g, s, e)))
+
+    def address(self, row: tuple[int, int], column: tuple[int, int], g: int, s: int, e: int) -> ir.Value:
+        """Where an entry's row and column are in `SPACE`; y and x as they are, sums and differences modulo 64.
+
+        Of 32 of the latter 16 are distinct. The rest is constant, what an instruction adds to an address.
+        """
+        total, constant = None, 0
+        for coefficients, pitch in ((row, _PITCH), (column, 1)):
+            place, distance = self._sum(*coefficients), self._distance(coefficients, g, s, e)
+            if coefficients in (Y, X):
+                constant += pitch * distance
+            else:
+                place = arith.andi(arith.addi(place, i32(distance % SIDE)), i32(SIDE - 1))
+            place = arith.muli(place, i32(pitch))
+            total = place if total is None else arith.addi(total, place)
+        return arith.addi(index(total), arith.constant(ir.IndexType.get(), constant))
+
+    def _distance(self, coefficients: tuple[int, int], g: int, s: int, e: int) -> int:
         a, b = coefficients
-        base, distance = self._sum(a, b), 8 * s * a + (8 * g + e) * b
-        if not turning:
-            return arith.addi(base, i32(distance))
-        return arith.andi(arith.addi(base, i32(distance % SIDE)), i32(SIDE - 1))
+        return 8 * s * a + (8 * g + e) * b
 
     def _sum(self, a: int, b: int) -> ir.Value:
         total = i32(0)

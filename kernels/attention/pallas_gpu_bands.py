@@ -15,6 +15,7 @@ Sources: Shaw et al. 2018 (arXiv:1803.02155) and He et al. 2021 (arXiv:2006.0365
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,7 +43,7 @@ _BEFORE = {"query": ((-1, -1), 1 - SIDE), "key": (Y_LESS_X, 0)}
 
 def spaces(given: Given, warpgroups: int) -> list:
     """Shared memory for turns, where there is a table."""
-    return [plgpu.SMEM((warpgroups, *SPACE), jnp.float32)] if given.bands else []
+    return [plgpu.SMEM((warpgroups, SPACE), jnp.float32)] if given.bands else []
 
 
 def band_specs(refs: Mapping[str, Any], diagonals: Diagonals, at) -> dict:
@@ -70,7 +71,7 @@ def _head_of(plan: Plan, side: str, ref: Any, head: Any) -> Any:
 
 def products(plan: Plan, tile: Tile, bands: Bands) -> jax.Array:
     """⟨q_i, k_j⟩ + ⟨q_i, A[r]⟩ + ⟨k_j, C[r]⟩ of a tile."""
-    total = mosaic.zeros(tile.shape)
+    total = None
     for side, window in bands.windows.items():
         own = bands.queries if side == "query" else bands.keys
         # One product at a time, so that no more than one is in registers.
@@ -78,7 +79,8 @@ def products(plan: Plan, tile: Tile, bands: Bands) -> jax.Array:
             put(mosaic.product(own, half, tile.shape), bands.space, condition, interpret=plan.interpret)
         row = Y if (side == "key") == tile.transposed else X
         column = Y_LESS_X if tile.transposed else X_LESS_Y
-        total = total + turned(bands.space, row=row, column=column, interpret=plan.interpret)
+        found = turned(bands.space, row=row, column=column, interpret=plan.interpret)
+        total = found if total is None else total + found
     down, across = (bands.keys, bands.queries) if tile.transposed else (bands.queries, bands.keys)
     return mosaic.added_product(total, down, across, interpret=plan.interpret)
 
@@ -163,7 +165,7 @@ def backward_table(side: Side, plan: Plan, q, k, v, gradient, given: Given) -> t
     diagonals = Diagonals(plan, SIDE, SIDE)
 
     def body(q_ref, k_ref, v_ref, gradient_ref, *refs):
-        (row_refs, column_refs, tables, bands, *_), refs = split_operands(given, refs)
+        (row_refs, column_refs, tables, bands, *_, reach), refs = split_operands(given, refs)
         out_ref, space_ref, barrier, *tiles = refs
         head, number, part = lax.axis_index("head"), lax.axis_index("diagonal"), lax.axis_index("part")
         warpgroup = lax.axis_index("warpgroup")
@@ -182,8 +184,16 @@ def backward_table(side: Side, plan: Plan, q, k, v, gradient, given: Given) -> t
             for half, total in enumerate(run((mosaic.zeros((SIDE, plan.width)),) * 2)):
                 out_ref.at[head, number, part, warpgroup, half][...] = total * plan.slope
 
-        def step(indices, q_tile, gradient_tile, k_tile, v_tile, row_tiles, column_tiles, windows, sums):
-            _, query, key = line.tile(number, part, indices[0])
+        def step(indices, *tiles_and_sums):
+            *tiles, sums = tiles_and_sums
+            rows, query, key = line.tile(number, part, indices[0])
+            add = functools.partial(add_tile, query, key, *tiles)
+            if not reach:
+                return add(sums)
+            first, last = (reach[0][rows * per + warpgroup, query, end] for end in range(2))
+            return lax.cond((first <= key) & (key <= last), add, lambda sums: sums, sums)
+
+        def add_tile(query, key, q_tile, gradient_tile, k_tile, v_tile, row_tiles, column_tiles, windows, sums):
             tile = Tile((SIDE, SIDE), query * SIDE, key * SIDE)
             q_tile, gradient_tile, k_tile, v_tile = (x.at[warpgroup] for x in (q_tile, gradient_tile, k_tile, v_tile))
             space = space_ref.at[warpgroup]

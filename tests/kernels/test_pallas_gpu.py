@@ -129,7 +129,7 @@ LAYOUTS = {
 
 @runs
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", ["toeplitz", "query_and_value"])
+@pytest.mark.parametrize("kind", ["toeplitz", "query_and_value", "query_and_key"])
 def test_tiles_of_other_segments_are_left_out(kind, layout):
     ids = np.concatenate([np.full(length, number, np.int32) for number, length in LAYOUTS[layout]])[None]
     mask = AttentionMask(query_segments=jnp.asarray(ids), key_segments=jnp.asarray(ids))
@@ -289,6 +289,13 @@ def test_the_same_bits_twice():
 
 
 @runs
+def test_the_same_bits_of_tables_gradients_twice():
+    (q, k, v, terms), cotangent = inputs(Sizes(B=4, T=260, S=260, H=64, W=64), "query_and_key")
+    first, second = (with_gradients((q, k, v, terms), cotangent, jnp.bfloat16) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@runs
 def test_the_same_bits_of_a_dense_gradient_twice():
     (q, k, v, _), cotangent = inputs(Sizes(B=3, T=260, S=260, H=64, W=64), "none")
     arguments = q, k, v, (dense(1, 2, 260, 260),)
@@ -297,7 +304,7 @@ def test_the_same_bits_of_a_dense_gradient_twice():
 
 
 @pytest.mark.skipif(not ON_GPU, reason="on GPUs alone; tests/aot compiles it for eight")
-@pytest.mark.parametrize("kind", ["toeplitz", "query_and_value", "dense"])
+@pytest.mark.parametrize("kind", ["toeplitz", "query_and_value", "query_and_key", "dense"])
 def test_over_devices_it_is_what_it_is_on_one(kind):
     """Batch over two, heads over two; a table's gradient is the sum over both halves of the batch."""
     mesh = Mesh(np.array(first(4)).reshape(2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
@@ -341,7 +348,7 @@ def test_length_1000(width):
     compare(Sizes(B=2, T=1000, S=1000, N=4, K=2, H=width, W=width), "toeplitz", mask=AttentionMask(window=(300, 200)))
 
 
-@pytest.mark.parametrize("kind", ["none", "toeplitz", "row_column", "query_and_value", "dense"])
+@pytest.mark.parametrize("kind", ["none", "toeplitz", "row_column", "query_and_value", "query_and_key", "dense"])
 def test_lowers_for_cuda_without_a_gpu(kind):
     sizes = Sizes(T=300, S=300, H=64, W=64)
     (q, k, v, terms), _ = inputs(sizes, kind)
