@@ -34,12 +34,12 @@ $(BIN)/installed-peers: $(BIN)/installed
 demo: venv ## pretrain, fine-tune and compare on text that is already on this machine
 	@$(BIN)/python -m zoo demo --workdir=runs/demo
 
-# A file's tests share what they compile and the runs they look at, so that a file is one worker's.
+# A file's tests share what they compile and the runs they look at, so that a file is one worker's; those of few long tests not last.
 test: venv ## the tests, without the slow ones
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope -m "not slow and not peers and not aot"
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder -m "not slow and not peers and not aot"
 
 test-all: venv ## all tests, those against other libraries where they are installed
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 test-peers: venv-peers ## compare every family of checkpoints with its source library, forward, backward and exported
 	@$(BIN)/python -m pytest -q -m peers tests/peers
