@@ -148,8 +148,9 @@ def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, p
     reasons = []
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         reasons.append(f"it multiplies bfloat16 and float16, not {q.dtype}")
-    if max(q.shape[3], v.shape[3]) > _WIDEST:
-        reasons.append(f"its heads are at most {_WIDEST} wide, not {max(q.shape[3], v.shape[3])}")
+    wide = max(q.shape[3], v.shape[3])
+    if wide > _WIDEST:
+        reasons.append(f"its heads are at most {_WIDEST} wide, not {wide}")
     taken = RowColumn | Toeplitz | Dense | PiecewiseLinear | Relative
     other = sorted({type(term).__name__ for term in terms if not isinstance(term, taken)})
     if other:
@@ -163,8 +164,8 @@ def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, p
                 "of value tables it has those alone whose rows, and those of a query table beside it, are one Clip, at most at "
                 f"{_WIDEST // 2}, with no key table and no other term"
             )
-        if q.shape[3] > _WIDEST_MET:
-            reasons.append(f"its heads are at most {_WIDEST_MET} wide, not {q.shape[3]}, where they meet such tables")
+        if wide > _WIDEST_MET:
+            reasons.append(f"its heads are at most {_WIDEST_MET} wide, not {wide}, where they meet such tables")
         if any(isinstance(term, Dense | PiecewiseLinear) for term in terms):
             reasons.append("it has no Relative beside Dense or PiecewiseLinear")
     return reasons + refusals_of_masks(terms, mask, placement)

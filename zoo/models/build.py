@@ -45,6 +45,8 @@ class ModelConfig:
         or "tanh"; with `pooler_norm` the norm of the model follows (ModernBERT's head). `pooler_bias` None = use_bias.
       pooling: that vector: "first" is the first token's, "mean" the mean over the real tokens; "late" has the dense layer at every
         token and takes the mean of what the pooler gives (EuroBERT).
+      remat: what the backward pass computes again instead of keeping it: "none", "full", all of a block, "dots", all but matrix products and
+        what attention gives (three quarters of bert-base's memory), "dots_no_batch", of the products those of projections alone.
       unroll: repeats of a stage laid out one after another in the compiled program; compiling then takes time by depth. None = all on a
         GPU, where a loop copies what the backward pass needs of every layer (a sixth of bert-base's step at 128 tokens), else 1. All is
         faster on a CPU, too (a tenth, at 4 layers).
