@@ -52,7 +52,7 @@ from kernels.attention import (
     attention,
 )
 from zoo.command_line import Parser, run_main
-from zoo.encodings.fire import Fire, FireNetwork, pieces
+from zoo.encodings.fire import Fire, FireNetwork, fire_bias
 
 FORWARD, BOTH = 4.0, 14.0  # products of B · N · T² · H
 PEERS = ("none", "fused", "jax", "all")
@@ -294,12 +294,8 @@ def fire(heads: int, batch: int, length: int) -> dict[str, tuple[PiecewiseLinear
     """As the encoding makes it before it is trained."""
     encoding = Fire()
     net, _ = FireNetwork(encoding, heads).init_with_output(jax.random.key(0), None)
-    place = np.arange(length)
-    distance, scale = np.log(net.c * place[::-1] + 1), 1 / np.log(net.c * np.maximum(place, net.threshold) + 1)
-    scale = np.broadcast_to(scale, (batch, length))
-    knots, slopes, line = pieces(net)
-    arrays = map(jnp.asarray, (distance, scale, knots, slopes, line))
-    return {"fire (PiecewiseLinear)": (PiecewiseLinear(*arrays, zero=length - 1),)}
+    place = jnp.broadcast_to(jnp.arange(length), (batch, length))
+    return {"fire (PiecewiseLinear)": (fire_bias(net, encoding.transform, place, length - 1),)}
 
 
 def in_jax(setting: Setting, calls: dict[str, Callable[..., jax.Array]], repeats: int) -> Iterator[tuple[str, Timing]]:

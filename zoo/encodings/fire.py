@@ -13,6 +13,8 @@ from kernels.attention import PiecewiseLinear
 from zoo.encodings.encoding import Dims, Encoded, Encoding, EncodingLayer, Facts, Place, Site
 from zoo.encodings.registration import registry
 
+Transform = Literal["log", "identity"]
+
 _EPSILON = 1e-6
 
 
@@ -30,7 +32,7 @@ class Fire(Encoding):
 
     threshold: float = 512.0
     width: int = 32
-    transform: Literal["log", "identity"] = "log"
+    transform: Transform = "log"
     share_layers: bool = False
 
     def __post_init__(self):
@@ -94,23 +96,20 @@ class FireLayer(EncodingLayer):
         place = site.place
         net = FireNetwork(self.encoding, self.num_heads, name="network")(place) if shared is None else shared
 
-        def psi(x: jax.Array) -> jax.Array:
-            return x if self.encoding.transform == "identity" else jnp.log(jnp.abs(net.c * x) + 1.0)
+        token = jnp.broadcast_to(place.queries.token, q.shape[:2])
+        return Encoded(q, k, v, terms=(fire_bias(net, self.encoding.transform, token, place.span),))
 
-        token = place.queries.token.astype(jnp.float32)
-        row_scale = 1.0 / (psi(jnp.maximum(token, net.threshold)) + _EPSILON)
-        # Look-backs span … 0; a key after the query, which no causal mask shows, counts as one at it.
-        distance = psi(jnp.arange(place.span, -1, -1).astype(jnp.float32))
-        knots, slopes, line = pieces(net)
-        term = PiecewiseLinear(
-            distance=distance,
-            row_scale=jnp.broadcast_to(row_scale, q.shape[:2]),
-            knots=knots,
-            slopes=slopes,
-            line=line,
-            zero=place.span,
-        )
-        return Encoded(q, k, v, terms=(term,))
+
+def fire_bias(net: Network, transform: Transform, token: jax.Array, span: int) -> PiecewiseLinear:
+    """f(ψ(i − j) / ψ(max(i, L))) for queries at the positions i = token, `[B, T]`, that look back at most `span`."""
+
+    def psi(x: jax.Array) -> jax.Array:
+        return x if transform == "identity" else jnp.log(jnp.abs(net.c * x) + 1.0)
+
+    # Look-backs span … 0; a key after the query, which no causal mask shows, counts as one at it.
+    distance = psi(jnp.arange(span, -1, -1).astype(jnp.float32))
+    row_scale = 1.0 / (psi(jnp.maximum(token.astype(jnp.float32), net.threshold)) + _EPSILON)
+    return PiecewiseLinear(distance, row_scale, *pieces(net), zero=span)
 
 
 def pieces(net: Network) -> tuple[jax.Array, jax.Array, jax.Array]:
