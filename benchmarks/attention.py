@@ -201,7 +201,7 @@ def with_values(term: Term, values: jax.Array) -> Term:
             rows = jnp.broadcast_to(
                 jnp.tile(values.T, (2, 1))[: len(term.query.values), :, None], term.query.values.shape
             )
-            return Relative(*(table and dataclasses.replace(table, values=rows) for table in (term.query, term.key)))
+            return Relative(*(dataclasses.replace(table, values=rows) for table in (term.query, term.key)))
     return term
 
 

@@ -47,7 +47,7 @@ from zoo.training.host_memory import keep_freed_memory
 from zoo.training.step import TrainState
 
 DEFAULT = "default"
-LAYERS = ("loop", "laid_out")
+LAYERS = {"loop": 1, "laid_out": sys.maxsize}  # `model.unroll`
 OPTIMIZER = "lamb"
 DOCUMENTS = 2
 WARM_UP = 3
@@ -185,9 +185,8 @@ def cells_of(flags: Any) -> Iterator[Cell]:
 
 def config_of(cell: Cell, overrides: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """The preset in bfloat16 and without a pooler, which masked LM alone does not need."""
-    tree = plain(base(cell.model, dtype="bfloat16", pooler=False))
+    tree = plain(base(cell.model, dtype="bfloat16", pooler=False, unroll=LAYERS[cell.layers]))
     apply(tree, overrides)
-    tree["model"]["unroll"] = tree["model"]["num_layers"] if cell.layers == "laid_out" else 1
     if cell.implementation != DEFAULT:
         tree["mixer"]["implementation"] = cell.implementation
     return tree

@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.chips import CHIPS, GPUS, chip
+from benchmarks.chips import CHIPS, GPUS, TPUS, chip
 from benchmarks.pretraining_step import DOCUMENTS, LAYERS, OPTIMIZER, Cell, config_of
 from benchmarks.report import surroundings, table
 from benchmarks.traffic import KERNELS, PRODUCTS, REST, Traffic, by_kind, traffic
@@ -74,7 +74,8 @@ def main(argv: list[str]) -> int:
         if flags.operations and operations:
             print(f"{cell}, {target}\n\n{of_operations(operations[: flags.operations])}\n")
     print(table(COLUMNS, [row_of(found) for found in rows]))
-    print("\n" + surroundings("jax"))
+    compilers = ("libtpu",) if set(flags.chip.split(",")) & set(TPUS) else ()
+    print("\n" + surroundings("jax", *compilers))
     return 0
 
 

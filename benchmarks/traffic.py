@@ -108,7 +108,7 @@ def _of(computations: dict[str, list[_Instruction]], name: str, runs: int) -> It
 
 
 def _called(line: str) -> dict[str, list[str]]:
-    """The computations that an instruction names: {"calls" or "body" or "branch_computations" …: names}."""
+    """The computations that an instruction names: {"calls", "body", "branches" …: names}."""
     lists = re.findall(r"(calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)", line)
     found = {attribute: [name] for attribute, name in lists}
     if branches := re.search(r"branch_computations=\{([^}]*)\}", line):
@@ -141,12 +141,9 @@ def _fusion(instruction: _Instruction, fused: list[_Instruction], shapes: dict[s
         for place, operand in enumerate(x.operands):
             users[operand].append((x, place))
     parameters = {int(re.search(r"parameter\((\d+)\)", x.line)[1]): x for x in fused if x.opcode == "parameter"}
-    outside = dict(enumerate(instruction.operands))
-    read, seen = 0, set()
-    for number, parameter in sorted(parameters.items()):
-        if outside[number] not in seen:
-            seen.add(outside[number])
-            read += min(_read_of(parameter, users), _bytes(shapes.get(outside[number], parameter.shape)))
+    # An operand that is given twice is read once.
+    first = {operand: parameters[n] for n, operand in reversed(list(enumerate(instruction.operands)))}
+    read = sum(min(_read_of(x, users), _bytes(shapes.get(name, x.shape))) for name, x in first.items())
     root = next(x for x in fused if re.match(r"\s+ROOT ", x.line))
     results = [by_name[o] for o in root.operands] if root.opcode == "tuple" else [root]
     return read, sum(_written_of(result, by_name) for result in results)

@@ -10,8 +10,7 @@ ATTENTION = "attention"
 
 
 def kept(results: Any) -> Any:
-    """Arrays that the backward pass of attention needs of its forward pass, named `ATTENTION`; such a policy keeps them, as it keeps products:
-
-    jax.checkpoint_policies.save_only_these_names(ATTENTION)
+    """Arrays that the backward pass of attention needs of its forward pass, named so that `jax.checkpoint_policies.save_only_these_names(ATTENTION)`
+    keeps them.
     """
     return checkpoint_name(results, ATTENTION)

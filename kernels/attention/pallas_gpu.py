@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from kernels.attention import pallas_gpu_relative
@@ -39,7 +38,7 @@ from kernels.attention.fused import (
     refusals_of_masks,
     up,
 )
-from kernels.attention.laid_out import laid_out, tables_of
+from kernels.attention.laid_out import bands_of, of_band, tables_of
 from kernels.attention.mask import AttentionMask
 from kernels.attention.pallas_gpu_bands import backward_table
 from kernels.attention.pallas_gpu_dense import backward_bias
@@ -48,7 +47,7 @@ from kernels.attention.pallas_gpu_plan import Plan
 from kernels.attention.pallas_gpu_relative import Band
 from kernels.attention.positions import Placement
 from kernels.attention.separable import Basis, Sides, Sums
-from kernels.attention.terms import Dense, PiecewiseLinear, Relative, RowColumn, Table, Term, Toeplitz
+from kernels.attention.terms import Dense, PiecewiseLinear, Relative, RowColumn, Term, Toeplitz
 
 _WIDEST, _WIDEST_MET = 128, 64  # heads; those that meet tables of any map of rows
 _TILE = 128  # lengths are padded to a multiple of it, with keys that nobody sees
@@ -88,10 +87,10 @@ def attention(
         k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
     (keys, kv_heads), value_width = k.shape[1:3], v.shape[3]
     left, right = mask.band
-    relative = _clipped(terms)
-    met = relative is None and any(tables.values())
+    basis = _basis(terms)
+    met = basis is None and any(tables.values())
     widths = up(width, 32), up(value_width, 32)
-    if relative is not None:
+    if basis is not None:
         widths = (max(widths),) * 2  # its kernels put results where the operands were
     rate, words = (0.0, None) if dropout is None else dropout
     plan = Plan(
@@ -118,29 +117,23 @@ def attention(
     if given.dense:
         plan = dataclasses.replace(plan, dense_bytes=given.dense["bias"].dtype.itemsize)
     if met:
-        given = given._replace(bands={side: _laid_out(plan, side, x, q.dtype) for side, x in tables.items() if x})
-    basis = band = None
-    if relative is not None:
-        basis = Basis.of(relative)
+        bands = bands_of(plan, tables, q.dtype, start=-plan.queries, rows=plan.queries + plan.keys)
+        given = given._replace(bands=bands)
+    relative = band = None
+    if basis is not None:
+        (relative,) = terms
         band = Band(plan, basis.limit, up(basis.width, 32), relative.query is not None, relative.value is not None)
     shape = Shape.of(plan, q, v, basis, band.width if band else 0)
     k, v = padded(k, plan.keys, plan.width), padded(v, plan.keys, plan.value_width)
     return attend(_Clipped(band) if band else _Plain(plan), shape, q, k, v, relative, given)
 
 
-def _clipped(terms: tuple[Term, ...]) -> Relative | None:
-    """The call's one term, where its tables are products of two sides that are narrow enough."""
+def _basis(terms: tuple[Term, ...]) -> Basis | None:
+    """Of the call's one term, where its tables are products of two sides that are narrow enough."""
     if len(terms) != 1 or not isinstance(terms[0], Relative):
         return None
     basis = Basis.of(terms[0])
-    return terms[0] if basis is not None and basis.width <= _WIDEST else None
-
-
-def _laid_out(plan: Plan, side: str, tables: list[Table], dtype: jnp.dtype) -> Array:
-    """Row x is that of the distance x − T."""
-    r = np.arange(plan.queries + plan.keys) - plan.queries - plan.offset
-    heads = plan.kv_heads if side == "key" else plan.heads
-    return laid_out(tables, r, heads=heads, width=plan.width, dtype=dtype)
+    return basis if basis is not None and basis.width <= _WIDEST else None
 
 
 def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, placement: Placement) -> list[str]:
@@ -158,7 +151,7 @@ def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, p
     if sum(isinstance(term, PiecewiseLinear) for term in terms) > 1:
         reasons.append("it has one PiecewiseLinear at most")
     tables = tables_of(terms)
-    if any(tables.values()) and _clipped(terms) is None:
+    if any(tables.values()) and _basis(terms) is None:
         if tables["value"]:
             reasons.append(
                 "of value tables it has those alone whose rows, and those of a query table beside it, are one Clip, at most at "
@@ -185,8 +178,10 @@ class _Plain:
     def backward(self, q: Array, k: Array, v: Array, sides: None, d: Sums, given: Given) -> tuple:
         operands = (q, Q), (k, K), (v, V), (d.out, OUT)
         run = functools.partial(divided, self.plan, operands=operands, given=given)
-        sides = [side for side in ("query", "key") if side in given.bands]
-        bands = {side: self._of_band(side, given, run) for side in sides}
+        bands = {
+            side: of_band(*run(functools.partial(backward_table, side), results=(BAND[side],)), band)
+            for side, band in given.bands.items()
+        }
         axes = OfQueries(
             Q,
             dict.fromkeys(given.lines, LINE),
@@ -205,11 +200,6 @@ class _Plain:
             bands=bands,
         )
         return of_queries.dq, dk, dv, None, of_given
-
-    def _of_band(self, side: str, given: Given, run: Callable[..., tuple]) -> Array:
-        (found,) = run(functools.partial(backward_table, side), results=(BAND[side],))
-        band = given.bands[side]
-        return (jnp.sum(found, axis=1, keepdims=True) if band.shape[1] == 1 else found).astype(band.dtype)
 
     def _of_bias(self, bias: Array, parts: Array) -> Array:
         """The sum over the devices that share a bias: along its axes of length 1 each has given a part of its own."""

@@ -16,7 +16,7 @@ Sources: Shaw et al. 2018 (arXiv:1803.02155) and He et al. 2021 (arXiv:2006.0365
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,8 +69,13 @@ def _head_of(plan: Plan, side: str, ref: Any, head: Any) -> Any:
     return head if side == "query" else lax.div(head, plan.group)
 
 
+def own_space(spaces: Sequence, warpgroup: Any) -> Any:
+    """Of `spaces` that of one warpgroup; None without a table."""
+    return spaces[0].at[warpgroup] if spaces else None
+
+
 def products(plan: Plan, tile: Tile, bands: Bands) -> jax.Array:
-    """⟨q_i, k_j⟩ + ⟨q_i, A[r]⟩ + ⟨k_j, C[r]⟩ of a tile."""
+    """⟨q_i, k_j⟩ + ⟨q_i, A[r]⟩ + ⟨k_j, C[r]⟩ of a tile, of the tables that there are."""
     total = None
     for side, window in bands.windows.items():
         own = bands.queries if side == "query" else bands.keys
@@ -82,6 +87,8 @@ def products(plan: Plan, tile: Tile, bands: Bands) -> jax.Array:
         found = turned(bands.space, row=row, column=column, interpret=plan.interpret)
         total = found if total is None else total + found
     down, across = (bands.keys, bands.queries) if tile.transposed else (bands.queries, bands.keys)
+    if total is None:
+        return mosaic.product(down, across, tile.shape)
     return mosaic.added_product(total, down, across, interpret=plan.interpret)
 
 

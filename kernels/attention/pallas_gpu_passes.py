@@ -21,7 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels.attention import mosaic, mosaic_diagonals, mosaic_sums
 from kernels.attention.fused import FLOOR, HIDDEN, Given
-from kernels.attention.pallas_gpu_bands import add_rows, band_specs, products, spaces
+from kernels.attention.pallas_gpu_bands import add_rows, band_specs, own_space, products, spaces
 from kernels.attention.pallas_gpu_operands import operands_of, split_operands, within_reach
 from kernels.attention.pallas_gpu_pipeline import (
     fetch,
@@ -86,11 +86,8 @@ def forward(plan: Plan, q, k, v, given: Given) -> tuple[jax.Array, jax.Array]:
             total, top, mass, row_vectors = carry
             number = low + indices[0]
             tile = Tile((block.rows, block.columns), first_query, number * block.columns)
-            if bands:
-                own = diagonals.parts(met_windows, warpgroup)
-                s = products(plan, tile, Bands(own, q_tile.at[warpgroup], k_tile, space_ref[0].at[warpgroup]))
-            else:
-                s = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
+            met = diagonals.parts(met_windows, warpgroup), q_tile.at[warpgroup], k_tile
+            s = products(plan, tile, Bands(*met, own_space(space_ref, warpgroup)))
             column_vectors = Loaded(column_tiles, mosaic.COLUMNS)
             biases = Biases(
                 diagonals.parts(windows, warpgroup), own_rows(dense, warpgroup), curve_in(curves, tile, b, h)
@@ -194,12 +191,9 @@ def backward_queries(plan: Plan, q, k, v, gradient, given: Given) -> OfQueries:
                 total, of_reach, row_vectors = carry
                 number = low + indices[0]
                 tile = Tile((block.rows, block.columns), first_query, number * block.columns)
-                if bands:
-                    own = diagonals.parts(met_windows, warpgroup)
-                    of_bands = Bands(own, q_tile.at[warpgroup], k_tile, turn_ref[0].at[warpgroup])
-                    product = products(plan, tile, of_bands)
-                else:
-                    product = mosaic.product(q_tile.at[warpgroup], k_tile, tile.shape)
+                met = diagonals.parts(met_windows, warpgroup), q_tile.at[warpgroup], k_tile
+                of_bands = Bands(*met, own_space(turn_ref, warpgroup))
+                product = products(plan, tile, of_bands)
                 dp = mosaic.product(gradient_tile.at[warpgroup], v_tile, tile.shape)
                 column_vectors = Loaded(column_tiles, mosaic.COLUMNS)
                 curve = curve_in(curves, tile, b, h)
@@ -355,12 +349,9 @@ def backward_keys(plan: Plan, q, k, v, gradient, given: Given) -> tuple[jax.Arra
             dk, dv, db, column_vectors = carry
             number = low + indices[1]
             tile = Tile((block.rows, block.columns), number * block.columns, first_key, transposed=True)
-            if bands:
-                own = diagonals.parts(met_windows, warpgroup)
-                of_bands = Bands(own, q_tile, k_tile.at[warpgroup], space_ref[0].at[warpgroup])
-                product = products(plan, tile, of_bands)
-            else:
-                product = mosaic.product(k_tile.at[warpgroup], q_tile, tile.shape)
+            met = diagonals.parts(met_windows, warpgroup), q_tile, k_tile.at[warpgroup]
+            of_bands = Bands(*met, own_space(space_ref, warpgroup))
+            product = products(plan, tile, of_bands)
             dp = mosaic.product(v_tile.at[warpgroup], gradient_tile, tile.shape)
             row_vectors = Loaded(row_tiles, mosaic.COLUMNS)
             curve = curve_in(curves, tile, b, kv_head * plan.group + indices[0])

@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from kernels.attention.core import Shape, attend
@@ -32,14 +31,14 @@ from kernels.attention.fused import (
     refusals_of_masks,
     up,
 )
-from kernels.attention.laid_out import laid_out, tables_of
+from kernels.attention.laid_out import bands_of, of_band, tables_of
 from kernels.attention.mask import AttentionMask
 from kernels.attention.pallas_tpu_bands import Band
 from kernels.attention.pallas_tpu_passes import backward_keys, backward_queries, forward
 from kernels.attention.pallas_tpu_plan import Clipped, Plan
 from kernels.attention.positions import Placement
 from kernels.attention.separable import Basis, Sides, Sums
-from kernels.attention.terms import Multiply, PiecewiseLinear, Relative, RowColumn, Table, Term, Toeplitz
+from kernels.attention.terms import Multiply, PiecewiseLinear, Relative, RowColumn, Term, Toeplitz
 from kernels.mosaic_tpu import Interpret
 
 _COMPUTED = RowColumn | Toeplitz | Multiply | Relative | PiecewiseLinear
@@ -74,7 +73,8 @@ def attention(
     if reasons:
         raise ValueError(f"attention implementation 'pallas_tpu': {'; '.join(reasons)}. implementation='xla' does it")
     batch, queries, heads, _ = q.shape
-    if k.shape[2] != heads and any(x.values.shape[1] == heads for x in tables_of(terms)["key"]):
+    tables = tables_of(terms)
+    if k.shape[2] != heads and any(x.values.shape[1] == heads for x in tables["key"]):
         k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
     if not isinstance(scale, int | float):
         q, scale = (q * scale).astype(q.dtype), 1.0
@@ -83,7 +83,7 @@ def attention(
     block = _block(queries, keys)
     left, right = mask.band
     rate, words = (0.0, None) if dropout is None else dropout
-    basis, tables = _basis(terms, wide), tables_of(terms)
+    basis = _basis(terms, wide)
     plan = Plan(
         batch=batch,
         queries=up(queries, block),
@@ -104,11 +104,10 @@ def attention(
         clipped=basis and Clipped(basis.limit, _parts(basis, wide), bool(tables["query"]), bool(tables["value"])),
     )
     given = Given.of(plan, terms, mask, placement, words, (queries, keys))
-    relative = None
-    if basis is None:
-        given = given._replace(bands={name: _laid_out(plan, name, x, q.dtype) for name, x in tables.items() if x})
-    else:
-        (relative,) = [term for term in terms if isinstance(term, Relative)]
+    if plan.band is not None:
+        bands = bands_of(plan, tables, q.dtype, start=plan.band.start, rows=plan.band.rows)
+        given = given._replace(bands=bands)
+    (relative,) = [term for term in terms if isinstance(term, Relative)] if basis else (None,)
     shape = Shape.of(plan, q, v, basis, plan.clipped.parts * wide if basis else 0)
     return attend(_Passes(plan), shape, q, padded(k, plan.keys, wide), padded(v, plan.keys, wide), relative, given)
 
@@ -142,12 +141,6 @@ def _band(terms: tuple[Term, ...], placement: Placement, queries: int, keys: int
     spans = [table.rows.span for tables in tables_of(terms).values() for table in tables]
     block = _block(queries, keys)
     return Band.of(max(spans), placement.offset or 0, up(queries, block), up(keys, block), block) if spans else None
-
-
-def _laid_out(plan: Plan, side: str, tables: list[Table], dtype: jnp.dtype) -> Array:
-    r = np.arange(plan.band.rows) + plan.band.start - plan.offset
-    heads = plan.kv_heads if side == "key" else plan.heads
-    return laid_out(tables, r, heads=heads, width=plan.width, dtype=dtype)
 
 
 def refusals(q: Array, v: Array, terms: tuple[Term, ...], mask: AttentionMask, placement: Placement) -> list[str]:
@@ -210,10 +203,7 @@ class _Passes:
         dq, d_sides, found = run(backward_queries, results=(Q, of_f, of_given))
         columns = {name: COLUMN for name in given.columns if name == "bias"}
         dk, dv, d_columns, d_key = run(backward_keys, results=(K, V, columns, of_keys))
-        d_bands = {
-            name: (jnp.sum(x, axis=1, keepdims=True) if given.bands[name].shape[1] == 1 else x).astype(q.dtype)
-            for name, x in (found.bands | d_key).items()
-        }
+        d_bands = {name: of_band(x, given.bands[name]) for name, x in (found.bands | d_key).items()}
         d_given = given.gradients(
             rows={name: jnp.sum(x, axis=1) for name, x in found.rows.items()},
             columns=d_columns,

@@ -28,21 +28,14 @@ from kernels.attention import (
     Wave,
     attention,
 )
-from zoo.errors import UserError
+from tests.aot.chips import or_skipped
 
 pytestmark = pytest.mark.aot
 
 
-def devices(count):
-    try:
-        return gpus(count)
-    except UserError as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture(scope="module")
 def sharding():
-    return NamedSharding(Mesh(np.array(devices(1)), ("x",)), PartitionSpec())
+    return NamedSharding(Mesh(np.array(or_skipped(gpus, 1)), ("x",)), PartitionSpec())
 
 
 @pytest.fixture
@@ -168,7 +161,7 @@ def test_memory_grows_with_the_length(sharding, terms):
     ["none", "toeplitz", "row_column", "dense", "dense_float32", "dense_whole", "fire", "nezha", "shaw", "deberta"],
 )
 def test_eight_devices_gather_nothing(terms):
-    mesh = Mesh(np.array(devices(8)).reshape(4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    mesh = Mesh(np.array(or_skipped(gpus, 8)).reshape(4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     whole, divided = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec("data", None, "tensor")))
     kv_heads = 8 if terms == "row_column" else 4
     text = compile_gradients(

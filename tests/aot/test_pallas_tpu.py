@@ -22,7 +22,7 @@ from kernels.attention import (
     Toeplitz,
     attention,
 )
-from tests.aot.tpus import TPUS, mesh, shape
+from tests.aot.chips import TPUS, mesh, shape
 
 pytestmark = pytest.mark.aot
 

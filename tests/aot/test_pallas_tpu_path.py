@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from kernels.attention import AttentionMask
 from kernels.path import path_attention
-from tests.aot.tpus import TPUS, mesh, shape
+from tests.aot.chips import TPUS, mesh, shape
 
 pytestmark = pytest.mark.aot
 

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from kernels.toeplitz import pallas_tpu, toeplitz_matmul
-from tests.aot.tpus import TPUS, mesh, shape
+from tests.aot.chips import TPUS, mesh, shape
 
 pytestmark = pytest.mark.aot
 

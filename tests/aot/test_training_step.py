@@ -9,9 +9,8 @@ from benchmarks.pretraining_step import DEFAULT, Cell
 from benchmarks.programs import FUSED, program
 from benchmarks.training import Training, random_batch
 from configs.base import base
-from tests.aot.tpus import topology
+from tests.aot.chips import or_skipped, topology
 from zoo.config import plain
-from zoo.errors import UserError
 from zoo.tasks.masked_lm import MaskedLM
 from zoo.training.sharding import make_mesh
 
@@ -19,10 +18,7 @@ pytestmark = pytest.mark.aot
 
 
 def compiled(cell, target, layers, *overrides):
-    try:
-        chip(target)
-    except UserError as error:
-        pytest.skip(str(error))
+    or_skipped(chip, target)
     found, _ = program(cell, target, 1024, [("model.num_layers", str(layers)), *overrides])
     assert "failed" not in found, found
     return found
